@@ -1,0 +1,1 @@
+"""What all pipelines of mosgoat share: adapters, the training engine, recipes, reporting."""

@@ -1,0 +1,104 @@
+"""The `mosgoat` command; `python -m common.cli` is the same program, for torchrun and accelerate.
+
+Commands are named by string and imported on use, so that `mosgoat --help` answers without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from common.config import did_you_mean
+from common.errors import UserError
+
+# command: (module:function that takes the remaining words and returns an exit status, what it does)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "vit_classify.demo.run:main",
+        "train LoRA, MoSLoRA and GOAT on a small embedded task, with a report",
+    ),
+    "vit train": ("vit_classify.train:main", "fine-tune a CLIP vision tower on a picture set"),
+    "vit evaluate": ("eval.images:main", "measure a finished run (the same as `mosgoat eval images`)"),
+    "vit prepare": ("vit_classify.prepare:main", "fetch or verify a picture set and build its cache"),
+    "vit sweep": (
+        "vit_classify.sweep:main",
+        "train methods x sets and print the paper's table with your row",
+    ),
+    "eval images": ("eval.images:main", "top-1 and per-class accuracy of a finished run"),
+}
+
+
+def usage(prefix: str = "") -> str:
+    """The help page: all commands, or those that begin with `prefix`."""
+    shown = {name: text for name, (_, text) in COMMANDS.items() if f"{name} ".startswith(prefix)}
+    width = max(map(len, shown))
+    lines = [
+        "usage: mosgoat COMMAND [options]        mosgoat COMMAND --help explains a command",
+        "",
+        "Fine-tune models with MoSLoRA and GOAT adapters, and measure the result.",
+        "",
+        *(f"  {name:<{width}}  {text}" for name, text in shown.items()),
+        "",
+        "Several GPUs: torchrun --nproc-per-node 4 -m common.cli COMMAND [options]",
+    ]
+    return "\n".join(lines)
+
+
+def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split `words` into the command's name and the rest.
+
+    Raises:
+        UserError: no command begins with these words; the message names near ones.
+    """
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS and len(words) >= length:
+            return name, list(words[length:])
+    given = " ".join(word for word in words[:2] if not word.startswith("-"))
+    raise UserError(f"there is no command {given!r}; {did_you_mean(given, COMMANDS)}")
+
+
+def load_command(name: str) -> Callable[[list[str]], int | None]:
+    """Import the function behind a command."""
+    module, function = COMMANDS[name][0].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: words behind `mosgoat`; none given: those of this process.
+
+    Returns:
+        The exit status: 0 done, 1 done in part (the command has said what failed), 2 the user must
+        mend something, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(usage(f"{words[0]} "))
+        return 0
+    try:
+        name, rest = find_command(words)
+        return load_command(name)(rest) or 0
+    except UserError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    # An error of one process alone (a file missing on its node) must be told apart from one of all.
+    rank = os.environ.get("RANK", "0")
+    print(f"mosgoat{'' if rank == '0' else f' [process {rank}]'}: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Checks of recipe sections: each impossible value is found, named, and told what is allowed."""
+
+from dataclasses import fields, replace
+from typing import get_args
+
+import pytest
+
+from common.adapters import METHODS
+from common.config import (
+    OPTIONS,
+    AdapterConfig,
+    Method,
+    TrainConfig,
+    adapter_problems,
+    did_you_mean,
+    require_sound,
+    train_problems,
+    uses_alpha,
+    with_method,
+)
+from common.errors import UserError
+
+
+def test_every_method_has_options_and_an_entry_in_methods() -> None:
+    assert set(OPTIONS) == set(get_args(Method)) == set(METHODS)
+
+
+def test_options_are_keys_of_the_section() -> None:
+    keys = {field.name for field in fields(AdapterConfig)}
+    assert frozenset.union(*OPTIONS.values()) <= keys
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_defaults_of_every_method_are_sound(method: Method) -> None:
+    assert adapter_problems(AdapterConfig(method=method)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (AdapterConfig(method="goat", r=12), ["adapter.r=12", "adapter.num_experts=8", "8, 16, 24"]),
+        (AdapterConfig(method="goat", top_k=9), ["adapter.top_k=9", "between 1 and adapter.num_experts=8"]),
+        (AdapterConfig(method="molora", num_experts=1), ["adapter.num_experts=1", "at least 2"]),
+        (AdapterConfig(method="lora", num_experts=4), ["adapter.num_experts=4", "no effect", "goat"]),
+        (AdapterConfig(method="full", alpha=8), ["adapter.alpha=8", "no effect", "lora"]),
+        (AdapterConfig(method="goat", alpha=16), ["adapter.alpha=16", "theory", "alpha_over_r"]),
+        (AdapterConfig(method="lora", alpha=16, scaling=2.0), ["adapter.alpha=16", "scaling=2.0"]),
+        (AdapterConfig(method="ts_mixing", r=7), ["adapter.r=7", "even"]),
+        (AdapterConfig(r=0), ["adapter.r=0", "at least 1"]),
+        (AdapterConfig(dropout=1.0), ["adapter.dropout=1.0", "[0, 1)"]),
+        (AdapterConfig(method="goat", rho=0.0), ["adapter.rho=0.0", "positive"]),
+        (AdapterConfig(method="goat", balance_coef=-1.0), ["adapter.balance_coef=-1.0", "negative"]),
+    ],
+)
+def test_impossible_adapter_is_named(config: AdapterConfig, words: list[str]) -> None:
+    (problem,) = adapter_problems(config)
+    assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0),
+        ("epochs", 0.0),
+        ("learning_rate", -1e-4),
+        ("log_every", 0),
+        ("max_steps", 0),
+        ("warmup_steps", -1),
+    ],
+)
+def test_impossible_training_value_is_named(key: str, value: float) -> None:
+    problems = train_problems(replace(TrainConfig(), **{key: value}))  # type: ignore[arg-type]
+    assert len(problems) == 1
+    assert f"train.{key}={value}" in problems[0]
+
+
+def test_accumulation_must_divide_the_batch() -> None:
+    (problem,) = train_problems(TrainConfig(batch_size=10, gradient_accumulation_steps=4))
+    assert "train.batch_size=10" in problem
+    assert "train.gradient_accumulation_steps=4" in problem
+
+
+def test_all_problems_are_reported_together() -> None:
+    with pytest.raises(UserError, match=r"(?s)2 problems.*first.*second"):
+        require_sound(["first", "second"])
+
+
+def test_with_method_keeps_what_applies_and_drops_what_does_not() -> None:
+    base = AdapterConfig(method="lora", r=16, alpha=4, dropout=0.2, target_modules=["q"])
+    for method in get_args(Method):
+        changed = with_method(base, method)
+        assert adapter_problems(changed) == [], method
+        assert (changed.method, changed.r, changed.dropout) == (method, 16, 0.2)
+    assert with_method(base, "moslora").alpha == 4
+    assert with_method(base, "goat").alpha is None
+    assert with_method(base, "goat").target_modules == ["q"]
+
+
+def test_alpha_counts_only_in_rules_that_divide_it() -> None:
+    assert uses_alpha(AdapterConfig(method="lora"))
+    assert uses_alpha(AdapterConfig(method="goat", scaling="alpha_over_r"))
+    assert not uses_alpha(AdapterConfig(method="goat"))
+    assert not uses_alpha(AdapterConfig(method="lora", scaling=3.0))
+
+
+def test_did_you_mean_prefers_near_names() -> None:
+    assert did_you_mean("gaot", ["goat", "lora"]) == "did you mean goat?"
+    assert did_you_mean("xyz", ["goat", "lora"]) == "known: goat, lora"

@@ -1,0 +1,1 @@
+"""CLIP vision transformers fine-tuned on image classification ([G] Table 1)."""
