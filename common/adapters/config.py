@@ -1,0 +1,160 @@
+"""The configuration of mosgoat's own PEFT tuner; `common.adapters.build_config` fills it for a method."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+from common.errors import UserError
+
+Mixer = Literal["identity", "butterfly", "dense", "topk"]
+MixerInit = Literal["kaiming", "orthogonal", "normal", "identity", "zero"]
+Start = Literal["kaiming", "gaussian", "spread", "principal", "minor", "random"]
+ScalingRule = Literal["alpha_over_r", "alpha_over_sqrt_r", "alpha_over_expert_rank", "theory"]
+
+# Starts that cut segments out of the singular value decomposition of the base weight.
+SVD_STARTS: frozenset[str] = frozenset({"spread", "principal", "minor", "random"})
+
+
+class MosgoatPeftType(str, Enum):
+    """PEFT looks its tables up by a str-Enum member or by its text; name and value must be equal."""
+
+    MOSGOAT = "MOSGOAT"
+
+
+@dataclass
+class MosgoatConfig(PeftConfig):
+    """A low-rank adapter with a mixer: y = W0 x + s · B · M(x) · A · x - R x.
+
+    Args:
+        r: rank of A and B, over all experts.
+        alpha: numerator of the scalings named `alpha_over_...`.
+        dropout: probability with which an entry of x is dropped before A; one mask for all experts.
+        target_modules: names or ends of names of the `nn.Linear` layers to adapt, or one regular expression.
+        exclude_modules: names or ends of names to leave out although they are targeted.
+        modules_to_save: modules that are trained whole and saved with the adapter.
+        rank_pattern: layer name or regular expression -> r of the layers it matches.
+        alpha_pattern: layer name or regular expression -> alpha of the layers it matches.
+        mixer: `identity`: M = I (LoRA); `butterfly`: [[I, I], [I, I]] ([M] eq. 6); `dense`: trained r × r
+            ([M] eq. 7); `topk`: block-diagonal routing weights of r/num_experts wide experts ([G] eq. 10).
+        mixer_init: start of a dense mixer; `normal` draws from N(0, 1/r).
+        train_mixer: whether a dense mixer or the router is trained.
+        train_a: whether A is trained.
+        train_b: whether B is trained.
+        init: start of A and B. `kaiming` and `gaussian` (std 1/r) start A at random and B at zero; `spread`,
+            `principal`, `minor` and `random` start expert j from a segment of the singular value
+            decomposition of W0 ([G] eq. 14 and E.3) and subtract the start's mean effect R ([G] eq. 15).
+        scaling: s: alpha/r, alpha/√r, alpha/(r/num_experts), `theory` = √(3·in·eta/r) ([G] Theorem 3.5 with
+            the total rank), or a number.
+        segment_scaling: GOAT+ ([G] eq. 83): sᵢ = s · √(Σσ of segment 1 / Σσ of segment i).
+        num_experts: number of experts, and of segments of an SVD start.
+        top_k: how many experts a token uses.
+        rho: divides the start values of an SVD start ([G] eq. 14).
+        eta: ratio of the learning rates of full fine-tuning and LoRA in `theory`.
+        balance_coef: weight of the balance loss summed over layers; none given: top_k · 1e-3.
+        weights_saved: true in a saved configuration: A, B, A0 and B0 come from the file that lies beside it, so
+            no start is computed (and a fresh adapter made from such a configuration is NaN until loaded).
+
+    Raises:
+        UserError: for impossible values.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    mixer: Mixer = "dense"
+    mixer_init: MixerInit = "kaiming"
+    train_mixer: bool = True
+    train_a: bool = True
+    train_b: bool = True
+    init: Start = "kaiming"
+    scaling: ScalingRule | float = "alpha_over_r"
+    segment_scaling: bool = False
+    num_experts: int = 8
+    top_k: int = 2
+    rho: float = 10.0
+    eta: float = 1.0
+    balance_coef: float | None = None
+    weights_saved: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MosgoatPeftType.MOSGOAT
+        if isinstance(self.target_modules, (list, tuple, set)):
+            # a list, sorted: the saved file does not depend on the order of a set
+            self.target_modules = sorted(self.target_modules)
+        self._require_known("mixer", get_args(Mixer))
+        self._require_known("mixer_init", get_args(MixerInit))
+        self._require_known("init", get_args(Start))
+        if not isinstance(self.scaling, (int, float)):
+            self._require_known("scaling", get_args(ScalingRule))
+        self._require_numbers()
+        for rank in (self.r, *self.rank_pattern.values()):
+            self._require_rank(rank)
+        if self.init in SVD_STARTS and self.mixer not in ("identity", "topk"):
+            raise UserError(
+                f"init={self.init} needs mixer=identity or topk, not {self.mixer}: its residual branch removes "
+                "the mean effect of the start, which is known for these mixers only"
+            )
+        if self.segment_scaling and self.init not in SVD_STARTS:
+            raise UserError(f"segment_scaling needs one of init={', '.join(sorted(SVD_STARTS))}, not {self.init}")
+
+    @property
+    def routed(self) -> bool:
+        """Whether M depends on x, so that the adapter cannot be merged."""
+        return self.mixer == "topk"
+
+    @property
+    def balance_weight(self) -> float:
+        """The coefficient of the balance loss; the default equals the released code's (DESIGN 3.2)."""
+        return self.top_k * 1e-3 if self.balance_coef is None else self.balance_coef
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, marked so that loading it computes no start."""
+        saved = copy.copy(self)
+        saved.weights_saved = True
+        super(MosgoatConfig, saved).save_pretrained(save_directory, **kwargs)
+
+    def scaling_factor(self, r: int, alpha: float, in_features: int) -> float:
+        """The factor s of a layer of rank `r` with `in_features` inputs."""
+        rules = {
+            "alpha_over_r": alpha / r,
+            "alpha_over_sqrt_r": alpha / math.sqrt(r),
+            "alpha_over_expert_rank": alpha * self.num_experts / r,
+            "theory": math.sqrt(3 * in_features * self.eta / r),  # [G] Theorem 3.5
+        }
+        return rules[self.scaling] if isinstance(self.scaling, str) else float(self.scaling)
+
+    def _require_known(self, key: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, key) not in allowed:
+            raise UserError(f"{key}={getattr(self, key)} is unknown; use one of {', '.join(allowed)}")
+
+    def _require_numbers(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
+        for key in ("rho", "eta"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key}={getattr(self, key)} must be positive")
+        if self.balance_coef is not None and self.balance_coef < 0:
+            raise UserError(f"balance_coef={self.balance_coef} must not be negative")
+        if self.mixer == "topk" and not 1 <= self.top_k <= self.num_experts:
+            raise UserError(f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}")
+
+    def _require_rank(self, r: int) -> None:
+        if r < 1:
+            raise UserError(f"r={r} must be at least 1")
+        if self.mixer == "butterfly" and r % 2:
+            raise UserError(f"r={r} must be even for mixer=butterfly, which has two halves")
+        if (self.routed or self.init in SVD_STARTS) and r % self.num_experts:
+            fitting = ", ".join(str(self.num_experts * i) for i in (1, 2, 3))
+            raise UserError(f"r={r} is not a multiple of num_experts={self.num_experts}; use {fitting}, ...")

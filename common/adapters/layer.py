@@ -1,0 +1,277 @@
+"""The adapted linear layer: y = W0 x + s · B · M(x) · A · x - R x.
+
+Dimension letters: N tokens, r total rank, E experts, d = r/E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from common.adapters.config import MosgoatConfig
+from common.adapters.project import project
+from common.adapters.routing import RoutingRecord, route
+from common.adapters.spec import LayerSpec, start_values
+from common.adapters.start import require_fitting_rank
+from common.errors import UserError
+
+
+class MosgoatLinear(nn.Module, BaseTunerLayer):
+    """An `nn.Linear` (or its quantised form) with adapters beside it; the layer itself is never changed.
+
+    Args:
+        base_layer: the linear layer.
+        name: its name, for messages.
+    """
+
+    # what PEFT's mixin gives, for the type checker
+    active_adapters: list[str]
+    merged: bool
+    get_base_layer: Callable[[], nn.Linear]
+
+    adapter_layer_names = ("mosgoat_A", "mosgoat_B", "mosgoat_mixer", "mosgoat_router")
+    other_param_names = ("mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale", "specs", "scaling", "routing")
+
+    def __init__(self, base_layer: nn.Linear, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.name = name
+        self.in_features = base_layer.in_features
+        self.out_features = base_layer.out_features
+        self.mosgoat_A = nn.ParameterDict()  # (r, in), experts stacked as rows
+        self.mosgoat_B = nn.ParameterDict()  # (out, r), experts stacked as columns
+        self.mosgoat_mixer = nn.ParameterDict()  # (r, r)
+        self.mosgoat_router = nn.ParameterDict()  # (E, in)
+        self.mosgoat_A0 = BufferDict(persistent=True)  # start of A, kept for the residual
+        self.mosgoat_B0 = BufferDict(persistent=True)
+        self.mosgoat_segment_scale = BufferDict(persistent=True)  # (E,), GOAT+
+        self.specs: dict[str, LayerSpec] = {}
+        self.scaling: dict[str, float] = {}  # the s in use; diffusers changes it
+        self.routing: dict[str, RoutingRecord] = {}
+        self.merged_adapters: list[str] = []
+        self._weight_before_merge: Tensor | None = None
+
+    # -- making and moving adapters ------------------------------------------------------------------------
+
+    def add_adapter(self, adapter: str, config: MosgoatConfig, r: int, alpha: float) -> None:
+        """Make the weights of a new adapter on the base weight's device, in float32."""
+        require_fitting_rank(r, self.in_features, self.out_features, self.name)
+        spec = LayerSpec.of(config, r, alpha, self.in_features)
+        self.specs[adapter], self.scaling[adapter] = spec, spec.scaling
+        if config.routed:
+            self.routing[adapter] = RoutingRecord()
+        for name, value in start_values(config, spec, self.get_base_layer()).items():
+            getattr(self, name)[adapter] = nn.Parameter(value) if name in self.adapter_layer_names else value
+        self.set_adapter(self.active_adapters)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters and make their weights trainable, but for those the configuration freezes."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze()
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """Switch the gradients of adapters, but for weights that the configuration freezes."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for adapter, spec in self.specs.items():
+            for name in spec.frozen:
+                if adapter in getattr(self, name):
+                    getattr(self, name)[adapter].requires_grad_(False)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # unlike PEFT's, keeps the dtype: a detour over the base's bfloat16 would round the float32 masters
+        target = device if device is not None else self.get_base_layer().weight.device
+        for name in (*self.adapter_layer_names, "mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale"):
+            store = getattr(self, name)
+            if adapter_name in store and store[adapter_name].device.type != "meta":
+                store[adapter_name] = store[adapter_name].to(target)
+
+    # -- forward -------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the layer and every active adapter.
+
+        Args:
+            x: (..., in), any floating dtype.
+            *args: handed to the base layer.
+            **kwargs: handed to the base layer.
+
+        Returns:
+            (..., out) in the base layer's output dtype.
+        """
+        if self._disable_adapters and self.merged:
+            self.unmerge()
+        y = self.base_layer(x, *args, **kwargs)
+        if self._disable_adapters or self.merged:
+            return y
+        for adapter in self.active_adapters:
+            if adapter in self.mosgoat_A:
+                y = self._add_update(y, x, adapter)
+        return y
+
+    def _add_update(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
+        spec = self.specs[adapter]
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = self._mixed(x.reshape(-1, self.in_features), adapter, spec, dtype)  # (N, r or 2r)
+            up = self._up(adapter, spec, self.scaling[adapter]).to(dtype)  # (out, r or 2r)
+            flat = y.reshape(-1, self.out_features)
+            if flat.dtype == dtype:
+                return torch.addmm(flat, mixed, up.T).view(y.shape)
+            return (flat + F.linear(mixed, up).to(flat.dtype)).view(y.shape)
+
+    def _mixed(self, x: Tensor, adapter: str, spec: LayerSpec, dtype: torch.dtype) -> Tensor:
+        """M(x)·A·drop(x), and behind it A0·x where there is a residual; (N, r or 2r)."""
+        p = spec.dropout if self.training else 0.0
+        residual = adapter in self.mosgoat_A0
+        routed = spec.mixer == "topk"
+        down = self.mixed_down(adapter)
+        plain = [self.mosgoat_A0[adapter]] if residual else []
+        exact = None
+        if routed and torch.promote_types(dtype, torch.float32) == dtype:
+            plain.append(self.mosgoat_router[adapter])
+        elif routed:
+            exact = self.mosgoat_router[adapter].float()  # logits in float32 whatever the activations are
+
+        if p:
+            h, rest, logits = project(x, down, torch.cat(plain) if plain else None, exact, p, dtype)
+        else:
+            h, _, logits = project(x, torch.cat([down, *plain]), None, exact, 0.0, dtype)
+            h, rest = h[:, : spec.r], h[:, spec.r :]
+        if routed:
+            if logits is None:
+                assert rest is not None
+                rest, logits = rest[:, : -spec.num_experts], rest[:, -spec.num_experts :]
+            weights, chosen = route(logits, spec.top_k)  # (N, E), (N, k)
+            self.routing[adapter].keep(logits, chosen, self.training)
+            h = (h.unflatten(-1, (spec.num_experts, -1)) * weights.unsqueeze(-1)).flatten(-2).to(dtype)
+        if not residual:
+            return h
+        assert rest is not None
+        return torch.cat([h, rest], dim=-1)
+
+    def mixed_down(self, adapter: str) -> Tensor:
+        """M·A (r, in) for a mixer that does not depend on x, A alone for a routed one.
+
+        Folding M into A makes such a mixer cost nothing per token.
+        """
+        a = self.mosgoat_A[adapter]
+        mixer = self.specs[adapter].mixer
+        if mixer == "dense":
+            return self.mosgoat_mixer[adapter] @ a
+        if mixer == "butterfly":
+            top, bottom = a.chunk(2)  # [M] eq. 6
+            return torch.cat([top + bottom, top + bottom])
+        return a
+
+    def _up(self, adapter: str, spec: LayerSpec, scaling: float) -> Tensor:
+        """s·B, and beside it -s·mean_mixing·B0 where there is a residual; (out, r or 2r)."""
+        factor: Tensor | float = scaling
+        if adapter in self.mosgoat_segment_scale:
+            factor = scaling * self.mosgoat_segment_scale[adapter].repeat_interleave(spec.r // spec.num_experts)
+        up = self.mosgoat_B[adapter] * factor
+        if adapter not in self.mosgoat_B0:
+            return up
+        # [G] eq. 15: W0 - (s/E)·Σ B0ⁱA0ⁱ, exact on average over the routing
+        return torch.cat([up, self.mosgoat_B0[adapter] * (factor * -spec.mean_mixing)], dim=1)
+
+    # -- merging -------------------------------------------------------------------------------------------
+
+    def plain_factors(self, adapter: str) -> tuple[Tensor, Tensor, float]:
+        """The adapter as a plain LoRA (A', B', s) with update s·B'·A', in float32 or wider, detached.
+
+        Returns:
+            A' (r, in) and B' (out, r), or twice as wide where there is a residual, and s as trained.
+
+        Raises:
+            UserError: for a routed adapter, whose update differs from token to token.
+        """
+        spec = self.specs[adapter]
+        if spec.mixer == "topk":
+            raise UserError(
+                f"adapter {adapter!r} routes every token to {spec.top_k} of {spec.num_experts} experts, so no single "
+                "weight equals it: it cannot be merged into the base model or exported as a plain LoRA; keep it as "
+                "an adapter, or train moslora or lora instead"
+            )
+        down = self.mixed_down(adapter)
+        if adapter in self.mosgoat_A0:
+            down = torch.cat([down, self.mosgoat_A0[adapter]])
+        dtype = torch.promote_types(down.dtype, torch.float32)
+        return down.detach().to(dtype), self._up(adapter, spec, 1.0).detach().to(dtype), spec.scaling
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The update at its present strength, s·B·M·A - R, (out, in) float32; raises as `plain_factors` does."""
+        down, up, _ = self.plain_factors(adapter)
+        return up @ down * self.scaling[adapter]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' updates to the base weight; `unmerge` restores it bit by bit.
+
+        Args:
+            safe_merge: refuse a result that is not finite.
+            adapter_names: which; None: the active ones.
+
+        Raises:
+            UserError: for a routed adapter, or a base weight that is quantised.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.mosgoat_A]
+        if not names:
+            return
+        weight = self.get_base_layer().weight
+        if not weight.is_floating_point():
+            raise UserError(
+                f"layer {self.name} has a quantised weight ({weight.dtype}), which would be rounded again by merging; "
+                "load the base model in bfloat16 or float32 to merge into it"
+            )
+        with torch.no_grad():
+            merged = weight.data + sum(self.get_delta_weight(name) for name in names)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise UserError(f"merging {', '.join(names)} into layer {self.name} gives values that are not finite")
+            if self._weight_before_merge is None:
+                self._weight_before_merge = weight.data
+            weight.data = merged.to(weight.dtype)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the base weight back as it was before `merge`."""
+        if self._weight_before_merge is not None:
+            self.get_base_layer().weight.data = self._weight_before_merge
+        self._weight_before_merge = None
+        self.merged_adapters = []
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT may turn the adapter into a LoRA."""
+        return adapter_name in self.specs and self.specs[adapter_name].mixer != "topk"
+
+    # -- diffusers -----------------------------------------------------------------------------------------
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Let an adapter act `scale` times as strongly as trained, residual included."""
+        if adapter in self.specs:
+            self.scaling[adapter] = scale * self.specs[adapter].scaling
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strength of the active adapters."""
+        for adapter in self.active_adapters:
+            if adapter in self.scaling:
+                self.scaling[adapter] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strength of the active adapters by `scale`, or restore the trained strength."""
+        for adapter in self.active_adapters:
+            if adapter in self.scaling:
+                trained = self.specs[adapter].scaling
+                self.scaling[adapter] = trained if scale is None else self.scaling[adapter] / scale
+
+    def __repr__(self) -> str:
+        return "mosgoat." + super().__repr__()

@@ -1,0 +1,153 @@
+"""What the rest of the suite asks of a model with adapters: balance loss, router load, tensors, counts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from common.adapters.layer import MosgoatLinear
+from common.adapters.routing import RoutingRecord, load_balance
+from common.adapters.spec import LayerSpec
+
+# The denominator of [G] Table 1's column "# Params (%)" for ViT-B/32; it reproduces every row.
+GOAT_TABLE_1_PARAMETERS = 88_715_520
+
+
+def balance_loss(model: nn.Module) -> Tensor:
+    """The balance loss of the last forward pass in training, [G] eq. 26-28, summed over layers.
+
+    Call it after the forward and before the next one; it works under non-reentrant gradient checkpointing,
+    where a loss kept on the layers by the forward itself would be computed twice.
+
+    Args:
+        model: any module with routed adapters somewhere below.
+
+    Returns:
+        0-dim float32, already times the coefficient; zero when no routed adapter was active in training.
+    """
+    groups: dict[tuple[object, ...], list[tuple[Tensor, Tensor, Tensor | None, float]]] = defaultdict(list)
+    for _, spec, record in _routed(model):
+        if record.logits is not None and record.chosen is not None:
+            mask = record.mask_for(record.logits.shape[0])
+            key = (record.logits.shape, spec.top_k, record.logits.device, id(mask), spec.balance_weight)
+            groups[key].append((record.logits, record.chosen, mask, spec.balance_weight))
+    total: Tensor | None = None
+    for layers in groups.values():
+        # layers of one shape at once: a handful of kernels instead of a handful per layer
+        logits = torch.stack([layer[0] for layer in layers])  # (layers, N, E)
+        chosen = torch.stack([layer[1] for layer in layers])  # (layers, N, k)
+        _, _, mask, weight = layers[0]
+        loss = load_balance(logits, chosen, mask).sum() * weight
+        total = loss if total is None else total + loss.to(total.device)
+    if total is None:
+        parameter = next(model.parameters(), None)
+        return torch.zeros((), device=None if parameter is None else parameter.device)
+    return total.float()
+
+
+def set_token_mask(model: nn.Module, mask: Tensor | None) -> None:
+    """Say which tokens the balance loss and the router load count; the mask stays until it is replaced.
+
+    Args:
+        model: the (sub-)model all of whose routed layers see these tokens.
+        mask: any shape with as many entries as the layers see tokens, true where a token is real; None: all.
+    """
+    flat = None if mask is None else mask.detach().reshape(-1).bool()
+    for _, _, record in _routed(model):
+        record.token_mask = flat
+
+
+def router_load(model: nn.Module) -> dict[str, Tensor]:
+    """How evenly the experts are used, [G] Figure 7: counted over forward passes in evaluation mode.
+
+    Args:
+        model: any module with routed adapters below.
+
+    Returns:
+        Layer name -> (E,) float32 on the CPU, each expert's share of the routed slots since
+        `reset_router_load`; layers that saw no token are left out. A layer with several routed adapters
+        shows the active one.
+    """
+    shares = {}
+    for name, _, record in _routed(model):
+        if record.load is not None and record.load.sum() > 0:
+            shares[name] = (record.load / record.load.sum()).float().cpu()
+    return shares
+
+
+def reset_router_load(model: nn.Module) -> None:
+    """Start counting anew."""
+    for _, _, record in _routed(model):
+        record.load = None
+
+
+def adapter_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that belongs to a PEFT tuner layer below `module`, frozen ones included, the base layers' not.
+
+    Args:
+        module: any module, wrapped by PEFT or not.
+
+    Returns:
+        Name in `module.state_dict()` -> the tensor itself, detached.
+    """
+    prefixes = [name + "." if name else "" for name, layer in module.named_modules() if _is_tuner_layer(layer)]
+    bases = tuple(prefix + "base_layer." for prefix in prefixes)
+    return {
+        key: value
+        for key, value in module.state_dict().items()
+        if key.startswith(tuple(prefixes)) and not key.startswith(bases)
+    }
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many parameters are trained, of how many.
+
+    Args:
+        trainable: number of trained parameters.
+        total: what the fraction refers to.
+    """
+
+    trainable: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """Trained share, in [0, 1]."""
+        return self.trainable / self.total
+
+    @property
+    def percent(self) -> str:
+        """Percent with two decimals cut off, not rounded, as the papers print it."""
+        hundredths = self.trainable * 10_000 // self.total
+        return f"{hundredths // 100}.{hundredths % 100:02d}"
+
+
+def trainable_fraction(model: nn.Module, total: int | None = None) -> ParameterCount:
+    """Count trained parameters; reads shapes only, so that a model on the meta device will do.
+
+    Args:
+        model: the model with its adapters.
+        total: what the count is compared with, such as `GOAT_TABLE_1_PARAMETERS`; None: all parameters of
+            `model`, adapters included, as PEFT prints it.
+    """
+    parameters = list(model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return ParameterCount(trainable, sum(p.numel() for p in parameters) if total is None else total)
+
+
+def _routed(model: nn.Module) -> Iterator[tuple[str, LayerSpec, RoutingRecord]]:
+    for name, layer in model.named_modules():
+        if isinstance(layer, MosgoatLinear):
+            for adapter in layer.active_adapters:
+                if adapter in layer.routing:
+                    yield name, layer.specs[adapter], layer.routing[adapter]
+
+
+def _is_tuner_layer(layer: nn.Module) -> bool:
+    return isinstance(layer, BaseTunerLayer)
