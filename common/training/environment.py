@@ -1,0 +1,77 @@
+"""What a run ran on: versions, commit, devices. No host name, no environment variables, no arguments."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.training import processes
+
+_PACKAGES = (
+    "mosgoat",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "peft",
+    "open_clip_torch",
+    "diffusers",
+    "datasets",
+    "bitsandbytes",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of Python and of the packages in use, git commit, devices, number of processes, time (UTC)."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "git": _git(Path(__file__).resolve().parent),
+        "devices": _devices(),
+        "cpu_count": os.cpu_count(),
+        "world_size": processes.world_size(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    commit = _ask_git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed_files": None if changed is None else len(changed.splitlines())}
+
+
+def _ask_git(folder: Path, *question: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *question], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _devices() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return [{"name": "cpu", "threads": torch.get_num_threads()}]
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [{"name": device.name, "memory_bytes": device.total_memory} for device in found]

@@ -1,0 +1,88 @@
+"""The micro-batches of one process, loaded by worker processes ahead of the model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from common.training.order import KeyedCollate, KeyedSamples, SampleDataset, ShareSampler
+
+_PREFETCH = 4
+_MOST_WORKERS = 8
+
+
+def default_workers() -> int:
+    """One less than the cores this process may use, shared among the processes of the machine, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(_MOST_WORKERS, cores // processes - 1))
+
+
+def _outlive_sigterm(_: int) -> None:
+    # A job manager sends SIGTERM to the whole process group; a dead worker would end the training before
+    # its checkpoint. Workers end with the main process in any case.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class TrainBatches:
+    """Iterable over the micro-batches that are left to train; one pass, over all epochs.
+
+    The loader has a random generator of its own: starting it draws nothing from the global one, which would
+    make a resumed run differ from one that was not interrupted.
+
+    Args:
+        dataset: the samples, indexed by (epoch, index).
+        collate: turns samples into a dict of tensors with `labels`.
+        sampler: the keys of the micro-batches.
+        num_workers: worker processes; 0 loads in this one.
+        seed: seeds the workers; samples must not depend on it, they are a function of their key.
+        pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with its work.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleDataset,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        sampler: ShareSampler,
+        *,
+        num_workers: int,
+        seed: int,
+        pin_memory: bool,
+    ) -> None:
+        self.dataset = KeyedSamples(dataset)
+        self._length = len(sampler)
+        self._loader = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=KeyedCollate(collate),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=_PREFETCH if num_workers else None,
+            generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_outlive_sigterm,
+        )
+        self._running: Iterator[dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        """Number of micro-batches of this process."""
+        return self._length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Start the workers and yield batches."""
+        self.close()
+        self._running = self._batches()
+        return self._running
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        yield from self._loader
+
+    def close(self) -> None:
+        """End the workers at once, also where a traceback still holds the iterator."""
+        if self._running is not None:
+            self._running.close()  # type: ignore[attr-defined]
+            self._running = None

@@ -1,0 +1,251 @@
+"""The run directory: everything about a run, and all that evaluation needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from common.config import Resume
+from common.errors import UserError
+from common.training import processes
+from common.training.checkpoint import newest_checkpoint, step_of
+from common.training.environment import describe_environment
+from common.training.files import TEMPORARY, atomic_write, cut_json_lines, write_json
+
+RunState = Literal["new", "resumed", "finished"]
+
+# Keys, by their last name, that do not change what a run computes, beyond rounding and the draw of dropout.
+NEUTRAL_KEYS = frozenset(
+    {
+        "output",
+        "resume",
+        "overwrite",
+        "cache_dir",
+        "num_workers",
+        "log_every",
+        "trackers",
+        "save_every",
+        "keep_checkpoints",
+        "evaluate_every",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "compile",
+    }
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Places in a run directory and what is to be done with it.
+
+    Args:
+        path: the directory.
+        config_hash: `config_hash` of the recipe.
+        state: `new`: nothing trained yet; `resumed`: goes on from `checkpoint`; `finished`: has its results.
+        checkpoint: the newest whole checkpoint when the run was opened.
+    """
+
+    path: Path
+    config_hash: str
+    state: RunState
+    checkpoint: Path | None = None
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, commit and devices; one entry more for each time the run was resumed."""
+        return self.path / "environment.json"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, in the order in which they were measured."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The measured result; its presence means that the run is finished."""
+        return self.path / "results.json"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of pictures."""
+        return self.path / "plots"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @classmethod
+    def create(cls, path: str | Path, recipe: Any, *, resume: Resume, overwrite: bool = False) -> RunDirectory:
+        """Make a run directory, or open the one that is there; a collective call.
+
+        Args:
+            path: the directory.
+            recipe: the resolved recipe, a dataclass or a mapping of plain values.
+            resume: `auto`: go on from the newest whole checkpoint, or begin if there is none; `never`: refuse
+                a directory that holds a run; `must`: refuse one without a checkpoint.
+            overwrite: delete a run that is there first.
+
+        Raises:
+            UserError: the directory holds a run of another recipe (the keys are named), something that is no
+                run, or not what `resume` asks for.
+        """
+        processes.start()
+        values = plain(recipe)
+        return processes.on_main(lambda: _open(cls, Path(path), values, resume, overwrite))
+
+    def write_results(self, *, task: str, metrics: Mapping[str, Any], n: int, seed: int, **more: Any) -> dict[str, Any]:
+        """Write `results.json`, which marks the run as finished; the main process writes.
+
+        Args:
+            task: the pipeline, such as `vit_classify`.
+            metrics: the measured values, plain numbers or mappings of them.
+            n: number of items that the metrics were measured on.
+            seed: the run's seed.
+            more: further entries, such as `dataset` and `method`.
+
+        Returns:
+            What was written.
+        """
+        results = {
+            "task": task,
+            **more,
+            "metrics": dict(metrics),
+            "n": n,
+            "seed": seed,
+            "config_hash": self.config_hash,
+        }
+        if processes.is_main():
+            write_json(self.results, results)
+        return results
+
+    def read_results(self) -> dict[str, Any]:
+        """The results of a finished run."""
+        return json.loads(self.results.read_text(encoding="utf-8"))
+
+
+def plain(recipe: Any) -> dict[str, Any]:
+    """A recipe as nested dicts, lists, numbers and strings."""
+    values = dataclasses.asdict(recipe) if dataclasses.is_dataclass(recipe) else recipe  # type: ignore[arg-type]
+    return json.loads(json.dumps(values, default=str))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _decisive(recipe: Any) -> dict[str, Any]:
+    flat = flatten(plain(recipe))
+    return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in NEUTRAL_KEYS}
+
+
+def config_hash(recipe: Any) -> str:
+    """Twelve hexadecimal digits that are the same for recipes that compute the same.
+
+    Where a run is written, how often it is logged, saved and evaluated, and how its work is spread over
+    workers and micro-batches (`NEUTRAL_KEYS`) does not count.
+    """
+    text = json.dumps(_decisive(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: Resume, overwrite: bool) -> RunDirectory:
+    if overwrite:
+        _delete_run(path)
+    held = _holds_run(path)
+    if held:
+        _require_resumable(path, recipe, resume)
+    finished = held and (path / "results.json").is_file()
+    checkpoint = newest_checkpoint(path / "checkpoints") if held else None
+    if resume == "must" and checkpoint is None and not finished:
+        raise UserError(
+            f"resume=must, but output={path} holds no whole checkpoint; check the path, or use resume=auto to begin"
+        )
+    state: RunState = "finished" if finished else "resumed" if checkpoint else "new"
+    run = cls(path, config_hash(recipe), state, checkpoint)
+    if not finished:
+        _prepare(run, recipe)
+    return run
+
+
+def _prepare(run: RunDirectory, recipe: dict[str, Any]) -> None:
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        atomic_write(run.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        now: dict[str, Any] = describe_environment()
+        if run.checkpoint is not None:
+            first = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
+            now = {**first, "resumed": [*first.get("resumed", []), {"step": step_of(run.checkpoint), **now}]}
+        write_json(run.environment, now)
+        cut_json_lines(run.metrics, -1 if run.checkpoint is None else step_of(run.checkpoint))
+    except OSError as error:
+        raise UserError(f"output={run.path} cannot be written: {error}") from error
+
+
+def _holds_run(path: Path) -> bool:
+    if (path / "config.yaml").is_file():
+        return True
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output={path} is a file; give the path of a folder")
+    # A start that was killed at once leaves a temporary file.
+    if path.is_dir() and any(not child.name.endswith(TEMPORARY) for child in path.iterdir()):
+        raise UserError(f"output={path} is not empty and is no run; give another folder")
+    return False
+
+
+def _delete_run(path: Path) -> None:
+    if _holds_run(path):
+        # Renamed first, so that a deletion that is interrupted leaves nothing that looks like a run.
+        doomed = path.with_name(f".{path.name}.deleted{TEMPORARY}")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        shutil.rmtree(path.rename(doomed))
+
+
+def _require_resumable(path: Path, recipe: dict[str, Any], resume: Resume) -> None:
+    if resume == "never":
+        raise UserError(
+            f"output={path} holds a run already and resume=never; give another output, overwrite=true to delete "
+            "the old run, or resume=auto to go on with it"
+        )
+    old = _decisive(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    new = _decisive(recipe)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if keys:
+        lines = [f"{key}: {old.get(key)} in the run, {new.get(key)} now" for key in keys]
+        raise UserError(
+            f"output={path} holds a run of another recipe; these keys differ:\n  - "
+            + "\n  - ".join(lines)
+            + "\nA run goes on only with the recipe it began with (a longer run has another learning rate "
+            "schedule from its first step). Put the keys back, give another output, or overwrite=true."
+        )

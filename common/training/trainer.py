@@ -1,0 +1,298 @@
+"""What the engine adds to `transformers.Trainer`, and nothing else.
+
+The library runs the loop, the optimizer, the schedule, autocast, accumulation, DDP, FSDP and DeepSpeed. Added:
+the checkpoint of the trained tensors alone, whole or absent; the balance loss of routed adapters; the
+objective's metrics; the loss normalised by the global number of supervised items; the data order of
+`common.training.order`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from common.adapters import balance_loss
+from common.errors import UserError
+from common.training import checkpoint as checkpoints
+from common.training import processes, randomness
+from common.training.clock import Clock, reset_peak_memory
+from common.training.loader import TrainBatches
+from common.training.order import IGNORED_LABEL, EpochOrder
+from common.training.run import RunDirectory
+from common.training.state import load_trained_state, save_trained_state, trained_state
+from common.training.window import Window, merge_windows
+
+TRAINED_FILE = "trained.safetensors"
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+class MosgoatTrainer(Trainer):
+    """A Trainer of an objective; `fit` makes and runs it.
+
+    Args:
+        objective: module whose `forward(**batch, num_items_in_batch)` returns a dict with `loss`.
+        arguments: the library's settings.
+        batches: the micro-batches of this process.
+        order: the global batches they are taken from.
+        run: where checkpoints go.
+        keep_checkpoints: how many of them stay.
+        evaluate: measures the objective; its figures are logged with the prefix `eval_`.
+        callbacks: what happens beside the optimisation.
+    """
+
+    control: Any  # the library's; mypy does not look into it
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        arguments: TrainingArguments,
+        *,
+        batches: TrainBatches,
+        order: EpochOrder,
+        run: RunDirectory,
+        keep_checkpoints: int,
+        evaluate: Evaluate | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model=objective, args=arguments, callbacks=callbacks)
+        self.model_accepts_loss_kwargs = True  # hand num_items_in_batch to forward
+        self._batches, self._order, self._run, self._keep = batches, order, run, keep_checkpoints
+        self._evaluate_function = evaluate
+        self.window = Window(self.args.device)
+        self.clock = Clock()
+        self._last_logged_step = 0
+        self.loss_sum = 0.0  # over all steps that were logged
+        self.last_evaluation: dict[str, float] = {}
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> Any:
+        """Our own batches; accelerate must not divide them among the processes again."""
+        return self._batches
+
+    def _prepare_input(self, data: Any) -> Any:
+        if isinstance(data, Tensor):  # pinned memory: the copy overlaps with the device's work
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        # A step without any supervised item has loss 0, not 0/0.
+        items = super()._get_num_items_in_batch(batch_samples, device)
+        assert isinstance(items, Tensor), "a batch must hold the tensor 'labels'"
+        return items.clamp(min=1)
+
+    # ---- loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's part of the step's loss, times the number of processes that DDP divides by.
+
+        step loss = sum over micro-batches m of (sum of item losses in m + n_m · balance loss of m) / N, with
+        n_m the supervised items of m and N those of the global batch.
+        """
+        outputs = dict(model(**inputs, num_items_in_batch=num_items_in_batch))
+        loss = outputs.pop("loss")
+        items = (inputs["labels"] != IGNORED_LABEL).sum()
+        balance = balance_loss(self.model)
+        if balance.requires_grad:
+            outputs["balance_loss"] = balance
+            loss = loss + balance * items / num_items_in_batch
+        metrics = {name: value for name, value in outputs.items() if _is_scalar(value)}
+        self.window.add(loss, metrics, items, self.state.global_step + 1)
+        return loss * (self.accelerator.num_processes // self.get_tp_size())
+
+    # ---- logging and evaluation ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write a line with the means since the last one; a collective call.
+
+        Raises:
+            UserError: a loss since the last line was not finite.
+        """
+        if "learning_rate" not in logs:
+            return  # the library's closing line; `fit` reports these figures
+        steps = self.state.global_step - self._last_logged_step
+        means = self.window.means(steps)
+        self._require_finite_losses()
+        self.loss_sum += means["loss"] * steps
+        self.window.clear()
+        self._last_logged_step = self.state.global_step
+        rate = self.clock.lap(self._samples())
+        kept: dict[str, float] = {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
+        self._emit({**means, **kept, "samples_per_second": rate})
+
+    def _samples(self) -> int:
+        return self._order.samples_before(self.state.global_step)
+
+    def _emit(self, line: Mapping[str, float]) -> None:
+        values = {"epoch": self.state.epoch, **line}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, values)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Run the pipeline's evaluation; training goes on as if it had not been there."""
+        assert self._evaluate_function is not None
+        modes = [(module, module.training) for module in self.model.modules()]
+        with self.clock.paused(), randomness.preserved():
+            measured = self._evaluate_function()
+        for module, training in modes:
+            module.training = training
+        self.last_evaluation = {f"eval_{name}": float(value) for name, value in measured.items()}
+        self._emit(self.last_evaluation)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, self.last_evaluation)
+        return self.last_evaluation
+
+    def require_finite(self) -> None:
+        """Raise if a loss was not finite, or a trained weight is not; a collective call.
+
+        Raises:
+            UserError: names the first such step and the checkpoint that is left.
+        """
+        self._require_finite_losses()
+        if not all(processes.gather(_all_finite(self.model))):
+            raise UserError(self._not_finite("a trained weight", self.state.global_step))
+
+    def _require_finite_losses(self) -> None:
+        step = self.window.first_bad_step()
+        if step is not None:
+            raise UserError(self._not_finite("the loss", step))
+
+    def _not_finite(self, what: str, step: int) -> str:
+        kept = checkpoints.newest_checkpoint(self._run.checkpoints)
+        return (
+            f"{what} is not finite (nan or infinity) at step {step} of {self.state.max_steps}; "
+            + (f"the last whole checkpoint is {kept}" if kept else "no checkpoint was saved before it")
+            + f". Lower train.learning_rate={self.args.learning_rate}, lengthen "
+            f"train.warmup_steps={int(self.args.warmup_steps)}, clip with train.max_grad_norm=1, or try "
+            "train.precision=float32; also look for broken items in the data."
+        )
+
+    # ---- checkpoints ----
+
+    def restore_progress(self, checkpoint: Path | None) -> None:
+        """Begin the accounts of this `train` call, where `checkpoint` left them; call when training begins."""
+        self._last_logged_step = self.state.global_step
+        seconds, rate = 0.0, 0.0
+        if checkpoint is not None:
+            progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+            self.loss_sum, seconds = progress["loss_sum"], progress["train_seconds"]
+            self.last_evaluation = progress["last_evaluation"]
+            self._last_logged_step = progress["last_logged_step"]
+            self.window.load(_own_window(progress["windows"]))
+            rate = progress["samples_per_second"]
+        self.clock = Clock(self._samples(), seconds, rate)
+        reset_peak_memory()
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take weights and accounts from a checkpoint after which there is nothing left to train."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = checkpoints.step_of(checkpoint)
+        self.restore_progress(checkpoint)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.clock.paused():
+            self.require_finite()
+            step, folder = self.state.global_step, self._run.checkpoints
+            if not processes.on_main(lambda: checkpoints.is_whole(checkpoints.checkpoint_path(folder, step))):
+                self._write_checkpoint(step, folder)
+
+    def _write_checkpoint(self, step: int, folder: Path) -> None:
+        windows = processes.gather(self.window.state())
+        with self._write_errors_explained(folder):
+            partial = Path(processes.on_main(lambda: str(checkpoints.begin(folder, step))))
+        error: Exception | None = None
+        try:
+            self.save_model(str(partial), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_scaler(str(partial))
+            self._save_rng_state(str(partial))
+        except Exception as caught:
+            if not checkpoints.is_write_error(caught):
+                raise
+            error = caught
+        problems = [text for text in processes.gather(self._explain(error, folder)) if text]
+        if problems:
+            processes.on_main(lambda: checkpoints.discard(partial))
+            raise UserError(problems[0]) from error
+        with self._write_errors_explained(folder):
+            processes.on_main(lambda: self._finish_checkpoint(partial, windows))
+
+    def _finish_checkpoint(self, partial: Path, windows: list[dict[str, Any]]) -> None:
+        try:
+            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            progress = {
+                "train_seconds": self.clock.seconds,
+                "samples_per_second": self.clock.rate(),
+                "loss_sum": self.loss_sum,
+                "last_logged_step": self._last_logged_step,
+                "last_evaluation": self.last_evaluation,
+                "windows": windows,
+            }
+            (partial / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+            manifest = {
+                "step": self.state.global_step,
+                "world_size": processes.world_size(),
+                "config_hash": self._run.config_hash,
+            }
+            checkpoints.finish(partial, manifest)
+            checkpoints.rotate(partial.parent, self._keep)
+        except OSError as error:
+            checkpoints.discard(partial)
+            raise UserError(self._explain(error, partial.parent)) from error
+
+    def _explain(self, error: Exception | None, folder: Path) -> str:
+        if error is None:
+            return ""
+        kept = checkpoints.newest_checkpoint(folder)
+        return (
+            f"the checkpoint of step {self.state.global_step} could not be written: "
+            f"{checkpoints.explain_write_error(error, folder)}; "
+            + (f"the last whole checkpoint is {kept}" if kept else "there is no earlier checkpoint")
+            + ". Free some space and start the same command again; resume=auto goes on from there."
+        )
+
+    @contextmanager
+    def _write_errors_explained(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(self._explain(error, folder)) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        assert output_dir is not None
+        if self.args.should_save:
+            save_trained_state(self.model, Path(output_dir, TRAINED_FILE), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_trained_state(self.model, Path(resume_from_checkpoint, TRAINED_FILE))
+
+
+def _own_window(windows: list[dict[str, Any]]) -> dict[str, Any]:
+    # Saved by another number of processes: the first one takes over all the sums.
+    if len(windows) == processes.world_size():
+        return windows[processes.rank()]
+    return merge_windows(windows if processes.is_main() else [])
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
+def _all_finite(objective: nn.Module) -> bool:
+    tensors = [tensor for tensor in trained_state(objective).values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all().item())

@@ -1,0 +1,96 @@
+"""Sums of the loss and the metrics since the last line of the log, kept on the device.
+
+Reading a number from a GPU waits for all the work queued on it, so the sums are read only when a line is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.training import processes
+
+
+@dataclass
+class Window:
+    """Running sums of one process over the micro-batches since the last line.
+
+    Args:
+        device: where the sums are kept.
+    """
+
+    device: torch.device
+    _loss: Tensor = field(init=False)
+    _items: Tensor = field(init=False)
+    _metrics: dict[str, Tensor] = field(init=False)
+    _bad_step: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._bad_step = torch.tensor(float("inf"), device=self.device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new window."""
+        self._loss = torch.zeros((), device=self.device)
+        self._items = torch.zeros((), device=self.device)
+        self._metrics = {}
+
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor], items: Tensor, step: int) -> None:
+        """Count one micro-batch; nothing waits for the device.
+
+        Args:
+            loss: this micro-batch's part of the step's loss, 0-dim.
+            metrics: means over the micro-batch's supervised items, 0-dim.
+            items: number of supervised items, 0-dim.
+            step: the optimizer step, counted from 1, that the micro-batch belongs to.
+        """
+        loss = loss.detach().float()
+        self._loss += loss
+        self._items += items
+        for name, value in metrics.items():
+            # A micro-batch without supervised items has no mean; nan · 0 must not reach the sum.
+            weighted = torch.where(items > 0, value.detach().float() * items, 0.0)
+            self._metrics[name] = self._metrics.get(name, 0.0) + weighted
+        here = torch.where(loss.isfinite(), float("inf"), float(step))
+        self._bad_step = torch.minimum(self._bad_step, here)
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss was not finite in any process, None if all were; a collective call."""
+        first = min(processes.gather(self._bad_step.item()))
+        return None if first == float("inf") else int(first)
+
+    def means(self, steps: int) -> dict[str, float]:
+        """Mean loss over the window's `steps` and mean metrics over its items; a collective call."""
+        names = sorted(self._metrics)
+        own = torch.stack([self._loss, self._items, *(self._metrics[name] for name in names)]).tolist()
+        loss, items, *sums = (sum(column) for column in zip(*processes.gather(own), strict=True))
+        means = {"loss": loss / steps}
+        return means | {name: total / max(items, 1.0) for name, total in zip(names, sums, strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        """The sums as plain numbers, exact, so that a resumed run logs the same figures."""
+        return {
+            "loss": self._loss.item(),
+            "items": self._items.item(),
+            "metrics": {name: value.item() for name, value in self._metrics.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue the window of `state`."""
+        self._loss.fill_(state["loss"])
+        self._items.fill_(state["items"])
+        self._metrics = {name: torch.tensor(value, device=self.device) for name, value in state["metrics"].items()}
+
+
+def merge_windows(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of one window that holds the sums of several; of none, an empty one."""
+    names = sorted({name for state in states for name in state["metrics"]})
+    return {
+        "loss": sum(state["loss"] for state in states),
+        "items": sum(state["items"] for state in states),
+        "metrics": {name: sum(state["metrics"].get(name, 0.0) for state in states) for name in names},
+    }
