@@ -1,0 +1,211 @@
+"""One self-contained HTML page out of sections of text, tables and pictures.
+
+The page needs no network, no script and no other file: styles are inline, pictures are data URIs, and a
+content security policy in its head makes the browser hold it to that. It follows the reader's light or
+dark setting, fits a phone, and prints. Everything that comes from data is escaped by jinja2.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from PIL import Image, UnidentifiedImageError
+
+from common.errors import UserError
+from common.reporting.tables import Table
+
+_MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text; an empty line begins a new paragraph."""
+
+    text: str
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """The paragraphs, without empty ones."""
+        return [part.strip() for part in re.split(r"\n\s*\n", self.text) if part.strip()]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and their values, such as the environment of a run or the few numbers that matter most.
+
+    Args:
+        items: name -> value.
+        large: set the values large, side by side.
+    """
+
+    items: Mapping[str, str]
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands or a configuration, set as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture file with what it shows.
+
+    Args:
+        path: PNG, JPEG, WebP or SVG file; it is embedded, the page does not refer to it.
+        alt: the content of the picture in words, for readers who cannot see it.
+        caption: text under the picture.
+    """
+
+    path: Path
+    alt: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The file as a data URI.
+
+        Raises:
+            UserError: the file is missing or is not a picture of a known kind.
+        """
+        content = base64.b64encode(self._content()).decode("ascii")
+        return f"data:{_MEDIA_TYPES[self.path.suffix.lower()]};base64,{content}"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels, so that the page does not jump while it loads; None for SVG.
+
+        Raises:
+            UserError: the file is missing or is not a picture of a known kind.
+        """
+        content = self._content()
+        if self.path.suffix.lower() == ".svg":
+            return None
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return image.size
+        except UnidentifiedImageError:
+            raise UserError(f"the picture {self.path} is broken; was it copied whole?") from None
+
+    def _content(self) -> bytes:
+        if self.path.suffix.lower() not in _MEDIA_TYPES:
+            raise UserError(f"{self.path} cannot be put into a page; use one of {', '.join(_MEDIA_TYPES)}")
+        if not self.path.is_file():
+            raise UserError(f"the picture {self.path} is missing; was it moved or deleted after the run?")
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Pictures side by side where there is room, below each other on a phone.
+
+    Args:
+        figures: the pictures.
+        width: least width of one picture in CSS pixels; small for grids of samples.
+    """
+
+    figures: Sequence[Figure]
+    width: int = 380
+
+
+Block = Text | Facts | Code | Table | Figures
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under its own heading.
+
+    Args:
+        title: the heading; two sections of a page must not have the same.
+        blocks: the content, top to bottom.
+        folded: closed until the reader opens it (printed all the same).
+    """
+
+    title: str
+    blocks: Sequence[Block]
+    folded: bool = False
+
+    @property
+    def anchor(self) -> str:
+        """The part of an address that leads here."""
+        return re.sub(r"[^\w]+", "-", self.title.lower()).strip("-") or "section"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page.
+
+    Args:
+        title: heading and window title.
+        lead: what the page says, in a sentence or two.
+        sections: the content; from four sections on a list of links leads to them.
+        footer: where the numbers come from, when, and with which versions.
+        language: the language of the text, for screen readers and hyphenation.
+    """
+
+    title: str
+    lead: str = ""
+    sections: Sequence[Section] = field(default_factory=tuple)
+    footer: str = ""
+    language: str = "en"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("common.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # The template asks a block for its kind; a test goes through every kind.
+    environment.filters["kind"] = lambda block: type(block).__name__
+    return environment.get_template("page.html")
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML text.
+
+    Raises:
+        UserError: a picture is missing or of an unknown kind.
+    """
+    anchors = [section.anchor for section in page.sections]
+    assert len(set(anchors)) == len(anchors), f"two sections share a heading: {anchors}"
+    return _template().render(page=page)
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Render the page and write it in one go, so that no half page is ever seen.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: a picture is missing or of an unknown kind.
+    """
+    html = render_page(page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(html)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+    return path

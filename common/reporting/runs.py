@@ -1,0 +1,120 @@
+"""Reading finished run directories: what a table, a picture or a page is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        path: its directory.
+        config: the resolved recipe, from `config.yaml`.
+        results: the content of `results.json`.
+        metrics: the lines of `metrics.jsonl`, in order; empty where the run wrote none.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+
+
+def read_run(path: Path) -> Run:
+    """Read the directory of a finished run.
+
+    Raises:
+        UserError: the directory is missing, is no run, has not finished, or holds a broken file; the message
+            names the file and what to do.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no run at {path}; give the folder that --output named")
+    config = read_config(path)
+    results = path / "results.json"
+    if not results.is_file():
+        raise UserError(
+            f"the run {path} has not finished: it has no results.json. Go on with the command that "
+            "started it; it resumes from the newest checkpoint"
+        )
+    content = read_json(results)
+    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
+        raise UserError(f"{results} is no result of a run: it has no section `metrics`")
+    return Run(path, config, content, read_metrics(path / "metrics.jsonl"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The recipe of a run, `config.yaml` in the directory `path`.
+
+    Raises:
+        UserError: the file is missing or is no YAML mapping.
+    """
+    file = path / "config.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not the directory of a run: it has no config.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is no recipe: it holds a {type(content).__name__}, not `key: value` lines")
+    return content
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: the file is missing, or broken at a position that the message names.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: byte {error.start}; was it copied whole?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{file} is broken at line {error.lineno}, column {error.colno}: {error.msg}; was it copied whole?"
+        ) from None
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; none if the file is absent.
+
+    Raises:
+        UserError: a line is no JSON object; the message names file, line and column.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: byte {error.start}; was it copied whole?") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file} is broken at line {number}, column {error.colno}: {error.msg}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{file} is broken at line {number}: a {type(record).__name__}, not an object")
+        records.append(record)
+    return records
+
+
+def series(metrics: Iterable[Mapping[str, Any]], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+    """The course of one metric: x values and values of the lines that have both (null is not a value)."""
+    pairs = [(line[x], line[key]) for line in metrics if line.get(key) is not None and line.get(x) is not None]
+    return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
