@@ -8,6 +8,7 @@ from typing import Literal
 from common.config import AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems
 
 Head = Literal["zero_shot", "linear"]
+Activation = Literal["quick_gelu", "gelu"]
 Pixels = Literal["cache", "decode"]
 OnError = Literal["skip", "raise"]
 
@@ -26,11 +27,14 @@ class ModelConfig:
             `hf-hub:` and `local-dir:`, which bring their own.
         head: `zero_shot`: frozen text features of the set's prompts; `linear`: a new trained layer on the
             mean of the patch tokens.
+        activation: the activation that a weights file was trained with; to be given only where the file does
+            not say so itself, since a mismatch is silent (OpenAI, laion400m: `quick_gelu`; laion2b: `gelu`).
     """
 
     name: str = "ViT-B-32-quickgelu"
     weights: str | None = None
     head: Head = "zero_shot"
+    activation: Activation | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def recipe_problems(recipe: VitRecipe) -> list[str]:
             found.append(f"data.templates: {template!r} has no {{}} for the class name")
     if recipe.adapter.method == "linear_probe" and recipe.model.head != "linear":
         found.append("adapter.method=linear_probe trains only a head; set model.head=linear")
-    if recipe.model.name.startswith(("local-dir:", "hf-hub:")) and recipe.model.weights is not None:
+    if recipe.model.name.startswith(("builtin:", "local-dir:", "hf-hub:")) and recipe.model.weights is not None:
         found.append(
             f"model.weights={recipe.model.weights} has no effect with model.name={recipe.model.name}, "
             "which brings its own; leave it out"

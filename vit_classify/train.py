@@ -1,0 +1,182 @@
+"""`mosgoat vit train`: one run from a recipe to a measured result."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from common.adapters import GOAT_TABLE_1_PARAMETERS, reset_router_load, router_load, trainable_fraction
+from common.config import TrainConfig
+from common.errors import UserError
+from common.recipes import parse
+from common.reporting.plots import plot_curves, plot_router_load
+from common.reporting.runs import read_metrics, series
+from common.training import RunDirectory, fit, is_main, processes
+from common.training.files import atomic_write, write_json
+from common.training.loader import default_workers
+from vit_classify.config import VitRecipe, recipe_problems
+from vit_classify.data import DeviceTransform, EvalImages, Split, TrainImages, VitData, collate, open_data
+from vit_classify.evaluate import Predictions, evaluate
+from vit_classify.model import VitClassifier, load_model, prepare_training, save_run
+from vit_classify.objective import ClassificationObjective
+from vit_classify.results import write_image_results
+
+PROG = "mosgoat vit train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the recipe, train, print the result; exit status 0."""
+    recipe = parse(list(argv or []), VitRecipe, prog=PROG, problems=recipe_problems)
+    results = train(recipe)
+    if is_main():
+        print(describe(results, Path(str(recipe.output))))
+    return 0
+
+
+def train(recipe: VitRecipe) -> dict[str, Any]:
+    """Train one run and measure it on the test split; a collective call.
+
+    Args:
+        recipe: a sound recipe with `output`.
+
+    Returns:
+        The content of the run's `results.json`; that of a finished run, if `output` holds one of this recipe.
+
+    Raises:
+        UserError: something in the recipe, the data, the model or the directory that the user must mend.
+    """
+    if recipe.output is None:
+        raise UserError("output is not set; give the run directory to make, such as --output runs/first")
+    run = RunDirectory.create(recipe.output, recipe, resume=recipe.resume, overwrite=recipe.overwrite)
+    if run.state == "finished":
+        _say(f"{run.path} is finished; --overwrite true trains it anew")
+        return run.read_results()
+
+    device = PartialState().device
+    data = open_data(recipe.data)
+    _report_data(data, run)
+    classifier = load_model(recipe.model, data.class_names, data.templates, seed=recipe.seed, device=device)
+    transform = DeviceTransform(classifier.image_size, classifier.mean, classifier.std)
+
+    def measure(split: Split, name: str) -> Predictions:
+        pictures = EvalImages(split, split.store, classifier.image_size)
+        return evaluate(
+            classifier,
+            transform,
+            pictures,
+            num_workers=default_workers() if recipe.data.num_workers is None else recipe.data.num_workers,
+            precision=recipe.train.precision,
+            description=name,
+        )
+
+    # A new linear head knows nothing before training; the frozen text features do.
+    before = measure(data.test, "zero-shot").top1 if recipe.model.head == "zero_shot" else None
+    if before is not None:
+        _say(f"zero-shot accuracy on the test split: {before:.2%}")
+
+    prepare_training(classifier, recipe.adapter, recipe.train.precision, recipe.train.gradient_checkpointing)
+    counts = trainable_fraction(classifier.tower, total=GOAT_TABLE_1_PARAMETERS)
+    fitted = fit(
+        ClassificationObjective(classifier, transform),
+        train_dataset=TrainImages(data.train, data.train.store, classifier.image_size, recipe.seed),
+        collate=collate,
+        config=_with_length(recipe.train, data),
+        run=run,
+        seed=recipe.seed,
+        num_workers=recipe.data.num_workers,
+        evaluate=(lambda: {"accuracy": measure(data.validation, "validation").top1}) if len(data.validation) else None,
+    )
+
+    reset_router_load(classifier)
+    predictions = measure(data.test, "test")
+    load = _mean_router_load(classifier)
+    metrics: dict[str, Any] = {
+        **({} if before is None else {"zero_shot_accuracy": before}),
+        **{key.replace("eval_", "validation_"): value for key, value in fitted.metrics.items()},
+        "trainable_parameters": counts.trainable,
+        "steps": fitted.steps,
+    }
+    return processes.on_main(lambda: _write(recipe, run, data, classifier, predictions, load, metrics))
+
+
+def describe(results: dict[str, Any], output: Path) -> str:
+    """A finished run in a few lines."""
+    metrics = results["metrics"]
+    lines = [f"{results['method']} on {results['dataset']}, {results['head']} head, seed {results['seed']}"]
+    if "zero_shot_accuracy" in metrics:
+        lines.append(f"  zero-shot accuracy   {metrics['zero_shot_accuracy']:.2%}")
+    lines += [
+        f"  test accuracy        {metrics['accuracy']:.2%} of {results['n']} pictures",
+        f"  trained parameters   {metrics['trainable_parameters']:,} beside the head",
+        f"  training             {metrics['train_seconds']:.1f} s, {metrics['samples_per_second']:.0f} pictures/s",
+        f"  peak memory          {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    ]
+    if results["skipped"]:
+        lines.append(f"  left out             {results['skipped']} unreadable pictures, see {output}/data_report.json")
+    return "\n".join([*lines, f"  everything is in     {output}"])
+
+
+def _report_data(data: VitData, run: RunDirectory) -> None:
+    _say(str(data.report))
+    processes.on_main(lambda: atomic_write(run.path / "data_report.json", data.report.to_json() + "\n"))
+
+
+def _with_length(config: TrainConfig, data: VitData) -> TrainConfig:
+    if config.epochs is not None or config.max_steps is not None:
+        return config
+    if data.epochs is None:
+        raise UserError(
+            f"data.name={data.name} is not one of the paper's sets, which bring their number of epochs; "
+            "give train.epochs or train.max_steps"
+        )
+    return dataclasses.replace(config, epochs=data.epochs)
+
+
+def _mean_router_load(classifier: VitClassifier) -> dict[str, list[float]]:
+    """Each expert's share of the routed slots by layer ([G] Figure 7), the mean over processes."""
+    shares = processes.gather({name: share.tolist() for name, share in router_load(classifier).items()})
+    return {name: np.mean([share[name] for share in shares if name in share], axis=0).tolist() for name in shares[0]}
+
+
+def _write(
+    recipe: VitRecipe,
+    run: RunDirectory,
+    data: VitData,
+    classifier: VitClassifier,
+    predictions: Predictions,
+    load: dict[str, list[float]],
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
+    """Put the trained weights, predictions, pictures and results into the run; `results.json` last."""
+    save_run(classifier, run.path)
+    pictures = [data.test.describe(i) for i in range(len(data.test))]
+    measured = write_image_results(run.path, predictions, class_names=data.class_names, pictures=pictures)
+    lines = read_metrics(run.metrics)
+    for key, label, percent in (("loss", "training loss", False), ("eval_accuracy", "validation accuracy", True)):
+        course = series(lines, key)
+        if course[0]:
+            plot_curves(run.plots / f"{key}.png", {recipe.adapter.method: course}, ylabel=label, percent=percent)
+    if load:
+        write_json(run.path / "router_load.json", load)
+        plot_router_load(run.plots / "router_load.png", load)
+    return run.write_results(
+        task="vit_classify",
+        dataset=data.name,
+        method=recipe.adapter.method,
+        head=recipe.model.head,
+        metrics={**measured, **metrics},
+        n=len(data.test),
+        skipped=len(data.report.skipped),
+        seed=recipe.seed,
+    )
+
+
+def _say(text: str) -> None:
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
