@@ -1,0 +1,41 @@
+"""The command line as a user runs it, and what its runs leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+Mosgoat = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command(*words: str, processes: int = 1) -> list[str]:
+    """`mosgoat WORDS...` in this environment, under torchrun where `processes` is more than one."""
+    launcher = ["-m", "common.cli"]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *launcher]
+    return [sys.executable, *launcher, *words]
+
+
+def run_command(*words: str, processes: int = 1, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run `mosgoat WORDS...`; an unexpected exit status fails the test with the end of what it printed."""
+    done = subprocess.run(
+        command(*words, processes=processes), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == status, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def results(run: Path) -> dict[str, Any]:
+    """The `results.json` of a run."""
+    return json.loads((run / "results.json").read_text(encoding="utf-8"))
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step → training loss, from `metrics.jsonl`."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
