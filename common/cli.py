@@ -41,7 +41,7 @@ def usage(prefix: str = "") -> str:
         "",
         *(f"  {name:<{width}}  {text}" for name, text in shown.items()),
         "",
-        "Several GPUs: torchrun --nproc-per-node 4 -m common.cli COMMAND [options]",
+        "Several GPUs: torchrun --nproc-per-node 4 -m -- common.cli COMMAND [options]",
     ]
     return "\n".join(lines)
 

@@ -51,8 +51,7 @@ def _as_csv(predictions: Predictions, class_names: Sequence[str], pictures: Sequ
     table.writerow(["name", "label", "predicted", "confidence"])
     columns = (pictures, predictions.labels, predictions.predicted, predictions.confidence)
     for name, label, predicted, confidence in zip(*columns, strict=True):
-        shown = "" if np.isnan(confidence) else f"{confidence:.4f}"
-        table.writerow([name, class_names[label], class_names[predicted], shown])
+        table.writerow([name, class_names[label], class_names[predicted], f"{confidence:.4f}"])
     return text.getvalue()
 
 

@@ -178,6 +178,8 @@ def sweep(output: Path, cells: Sequence[Cell]) -> int:
         if outcomes[index].results is None:
             _say(f"[{index + 1}/{len(cells)}] {cell.name}")
             outcomes[index] = run_cell(cell)
+            if outcomes[index].results is not None:
+                _say(f"[{index + 1}/{len(cells)}] {cell.name}: top-1 {outcomes[index].metrics['accuracy']:.2%}")
             # After every cell, so that a long sweep can be watched, and a stopped one leaves its table.
             processes.on_main(lambda: write_tables(output, cells[0].recipe, outcomes))
     processes.on_main(lambda: report(output, cells[0].recipe, outcomes))

@@ -15,6 +15,7 @@ from common.adapters import GOAT_TABLE_1_PARAMETERS, reset_router_load, router_l
 from common.config import TrainConfig
 from common.errors import UserError
 from common.recipes import parse
+from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves, plot_router_load
 from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
@@ -161,7 +162,7 @@ def _write(
     for key, label, percent in (("loss", "training loss", False), ("eval_accuracy", "validation accuracy", True)):
         course = series(lines, key)
         if course[0]:
-            plot_curves(run.plots / f"{key}.png", {recipe.adapter.method: course}, ylabel=label, percent=percent)
+            plot_curves(run.plots / f"{key}.png", {method_label(recipe.adapter.method): course}, ylabel=label, percent=percent)
     if load:
         write_json(run.path / "router_load.json", load)
         plot_router_load(run.plots / "router_load.png", load)

@@ -323,7 +323,9 @@ def _shade_bar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
 
 
 def _shorten(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    # From the middle: names that begin alike, such as those of traffic signs, differ at their end.
+    tail = length // 2
+    return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
 
 
 def _save(figure: Figure, path: Path, title: str, svg: bool) -> Path:

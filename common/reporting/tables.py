@@ -7,12 +7,14 @@ within its group of rows, because numbers of a paper and numbers of ours are not
 from __future__ import annotations
 
 import statistics
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 MISSING = "–"
+_CAPTION_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def render_text(table: Table) -> str:
     heads = [column.name + (" " if index in marked else "") for index, column in enumerate(table.columns)]
     widths = [max(display_width(row[index]) for row in [heads, *cells]) for index in range(len(heads))]
     rule = "  ".join("─" * width for width in widths)
-    lines = [table.caption] if table.caption else []
+    lines = textwrap.wrap(table.caption, _CAPTION_WIDTH)
     lines.append(_text_line(table, heads, widths))
     for group, numbers in table.groups():
         lines.append(rule)

@@ -12,9 +12,11 @@ from common.errors import UserError
 
 def test_every_command_can_be_imported_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     for name in cli.COMMANDS:
-        with pytest.raises(SystemExit) as end:
-            cli.load_command(name)(["--help"])
-        assert end.value.code in (0, None), name
+        try:
+            status = cli.load_command(name)(["--help"])
+        except SystemExit as end:
+            status = end.code  # type: ignore[assignment]
+        assert status in (0, None), name
         assert "usage" in capsys.readouterr().out, name
 
 
@@ -28,7 +30,7 @@ def test_help_of_a_group_shows_only_its_commands(capsys: pytest.CaptureFixture[s
     assert cli.main(["vit"]) == 0
     page = capsys.readouterr().out
     assert "vit sweep" in page
-    assert "eval images" not in page
+    assert "\n  eval images" not in page
 
 
 def test_unknown_command_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +68,7 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys; from common.cli import main; main(['--help']);"
-        "sys.exit(','.join(sorted({'torch', 'transformers', 'peft', 'jsonargparse', 'numpy'} & set(sys.modules))))"
+        "sys.exit(','.join(sorted({'torch', 'transformers', 'peft', 'jsonargparse', 'numpy'} & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr

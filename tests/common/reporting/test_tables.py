@@ -84,3 +84,8 @@ def test_thousands_are_set_apart() -> None:
 def test_a_row_of_the_wrong_length_is_our_bug() -> None:
     with pytest.raises(AssertionError):
         table_of(Row(("a", 1.0)), **ACCURACY)
+
+
+def test_a_long_caption_is_wrapped_for_the_terminal() -> None:
+    table = Table([Column("a")], [Row(("b",))], "word " * 60)
+    assert max(map(len, render_text(table).splitlines())) <= 100
