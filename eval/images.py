@@ -112,7 +112,7 @@ def measure(job: Measurement) -> dict[str, Any]:
     source = source_of(job)
     processes.on_main(lambda: refuse_overwriting(job, source))
     classifier = load_run(job.run, device=PartialState().device)
-    data = open_data(job.recipe.data, seed=job.recipe.seed)
+    data = open_data(job.recipe.data)
     require_same_classes(data.class_names, classifier.head.class_names, job)
     split = data.test if job.split == "test" else data.validation
     if not len(split):

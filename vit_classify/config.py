@@ -51,7 +51,8 @@ class DataConfig:
         pixels: `cache`: decode once into a memory map; `decode`: decode again in every epoch, same pixels.
         cache_dir: where caches are kept; none given: `$MOSGOAT_CACHE` or `~/.cache/mosgoat`.
         store_size: pictures are stored with their shorter side at most this many pixels.
-        validation_fraction: share of the training pictures held out (at most 5000 of them).
+        validation_fraction: share of the training pictures held out (at most 5000 of them); without effect where
+            the source has a validation split, and for eurosat, whose protocol holds nothing out.
         on_error: what an unreadable picture does: `skip` leaves it out, counted and named; `raise` stops.
         num_workers: processes that prepare batches; none given: one less than the cores, at most 8.
     """

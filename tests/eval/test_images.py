@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
         output=str(root / "run"),
     )
     run = RunDirectory.create(root / "run", recipe, resume="never")
-    data = open_data(recipe.data, seed=0)
+    data = open_data(recipe.data)
     classifier = load_model(recipe.model, data.class_names, data.templates)
     prepare_training(classifier, recipe.adapter)
     save_run(classifier, run.path)

@@ -9,12 +9,25 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 # Only these parsers see foreign bytes; Pillow's others (EPS runs Ghostscript) stay shut.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 # A picture of more pixels is a decompression bomb or a mistake (300 MB in memory).
 MAX_PIXELS = 100_000_000
+
+# The EXIF tag, and what makes a picture with its value upright. Pillow's `exif_transpose` would also rewrite the EXIF
+# data, which fails on broken ones.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class DecodeError(ValueError):
@@ -40,13 +53,13 @@ def decode(data: bytes) -> np.ndarray:
     if not data:
         raise DecodeError("the file is empty")
     try:
-        # Pillow warns of pictures over half its own limit; MAX_PIXELS is the limit here.
+        # Pillow warns of odd metadata and of pictures over its own limit, without a name: thousands of useless lines.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(image.size)
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_to_rgb(image))
+            _check_size(image.size)
+            image.load()
+            return np.asarray(_to_rgb(_upright(image)))
     except (DecodeError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -65,9 +78,16 @@ def _check_size(size: tuple[int, int]) -> None:
         raise DecodeError(f"it has no pixels ({width}x{height})")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken EXIF data do not make the pixels unreadable
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
         return image
     if image.mode.startswith("I"):  # I, I;16, I;16B, I;16L: Pillow's convert would clip these at 255
         return _scale_to_8_bits(image).convert("RGB")

@@ -5,6 +5,8 @@ B: batch, H, W: canvas, S: output size.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,18 +39,23 @@ def filter_weights(start: Tensor, length: Tensor, extent: Tensor, canvas: int, s
     Returns:
         (B, size, canvas) float32.
     """
-    scale = (length / size)[:, None, None]
+    scale = (length / size)[:, None, None]  # (B, 1, 1)
     widened = scale.clamp(min=1.0)
-    outputs = torch.arange(size, device=start.device, dtype=torch.float64)[None, :, None]
-    inputs = torch.arange(canvas, device=start.device, dtype=torch.float64)[None, None, :]
-    centre = start[:, None, None] + (outputs + 0.5) * scale
     reach = _SUPPORT * widened
-    # Pillow's window: [int(c - reach + 1/2), int(c + reach + 1/2)), clipped to the picture.
-    first = (centre - reach + 0.5).floor().clamp(min=0)
-    last = torch.minimum((centre + reach + 0.5).floor(), extent[:, None, None].to(centre.dtype))
-    weights = cubic((inputs - centre + 0.5) / widened)
-    weights = torch.where((inputs >= first) & (inputs < last), weights, torch.zeros_like(weights))
-    return (weights / weights.sum(dim=2, keepdim=True)).float()
+    outputs = torch.arange(size, device=start.device, dtype=torch.float64)[None, :, None]
+    centre = start[:, None, None] + (outputs + 0.5) * scale  # (B, size, 1)
+    # Pillow's window: from int(c - reach + 1/2) up to int(c + reach + 1/2), clipped to the picture. A box is no longer
+    # than the canvas, which bounds the taps without asking the device.
+    taps = 2 * math.ceil(_SUPPORT * max(canvas / size, 1.0)) + 1
+    inputs = (centre - reach + 0.5).floor() + torch.arange(taps, device=start.device)  # (B, size, taps)
+    last = torch.minimum((centre + reach + 0.5).floor(), extent[:, None, None])
+    seen = (inputs >= 0) & (inputs < last)
+    weights = torch.where(seen, cubic((inputs - centre + 0.5) / widened), 0.0)
+    weights = (weights / weights.sum(dim=2, keepdim=True)).float()
+    # Unseen taps go to a column of their own, which is cut off.
+    columns = torch.where(seen, inputs, canvas).long()
+    table = weights.new_zeros(len(start), size, canvas + 1).scatter_(2, columns, weights)
+    return table[:, :, :canvas]
 
 
 def crop_resize(canvas: Tensor, box: Tensor, extent: Tensor, size: int) -> Tensor:

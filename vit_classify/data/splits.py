@@ -127,12 +127,11 @@ class VitData:
     report: DataReport
 
 
-def open_data(config: DataConfig, *, seed: int = VALIDATION_SEED) -> VitData:
+def open_data(config: DataConfig) -> VitData:
     """Find a set, make or check its caches, and split it.
 
     Args:
         config: the recipe's data section.
-        seed: unused by the split, which the protocol fixes.
 
     Raises:
         UserError: nothing usable there; the message says what to do.
@@ -176,14 +175,14 @@ def passes(config: DataConfig, sources: Sources) -> dict[str, Pass]:
             store_size=config.store_size,
             pixels=config.pixels == "cache",
             strict=config.on_error == "raise",
-            num_workers=default_workers() if config.num_workers is None else config.num_workers,
+            num_workers=_build_workers() if config.num_workers is None else config.num_workers,
         )
         for split, source in found.items()
     }
 
 
-def default_workers() -> int:
-    """One less than the cores this process may use, at most 8."""
+def _build_workers() -> int:
+    # All cores, also under torchrun: one process of the machine builds while the others wait for its lock.
     return min(8, len(os.sched_getaffinity(0)) - 1)
 
 

@@ -124,7 +124,9 @@ def open_local(path: Path, config: str | None) -> Sources:
         if (path / "dataset_dict.json").is_file():
             tables = dict(datasets.load_from_disk(str(path)))
         else:
-            tables = _load_all(str(path), config)
+            # A copy of one configuration's files alone no longer knows the configuration's name.
+            known = datasets.get_dataset_config_names(str(path))
+            tables = _load_all(str(path), config if config in known else None)
     except UserError:
         raise
     # pyarrow and datasets raise a wide family of errors on damaged files.

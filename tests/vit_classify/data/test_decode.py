@@ -60,6 +60,20 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     np.testing.assert_array_equal(decode(encode(Image.fromarray(stored), "PNG", exif=exif)), PIXELS)
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"]
+)
+def test_broken_exif_data_do_not_make_a_picture_unreadable(exif: bytes) -> None:
+    data = encode(Image.fromarray(PIXELS), "JPEG", exif=exif)
+    np.testing.assert_array_equal(decode(data), decode(encode(Image.fromarray(PIXELS), "JPEG")))
+
+
+def test_unknown_orientation_is_no_rotation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(PIXELS), "PNG", exif=exif)), PIXELS)
+
+
 def test_greyscale_becomes_three_equal_channels() -> None:
     grey = PIXELS[..., 0]
     np.testing.assert_array_equal(decode(encode(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, axis=2))

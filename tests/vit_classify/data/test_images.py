@@ -75,6 +75,16 @@ def test_test_sample_is_torchvisions_resize_and_centre_crop(mixed: VitData, resi
         assert_within_a_level(pixels_of(images[index], size), np.asarray(expected))
 
 
+@pytest.mark.parametrize("shape", [(2, 3000), (700, 3), (1, 1)])
+def test_extreme_shapes_equal_torchvision_and_need_little_memory(shape: tuple[int, int]) -> None:
+    from vit_classify.data import images
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = center_crop(resize(Image.fromarray(pixels), 16, BICUBIC), [16, 16])
+    got = images._resize_center_crop(pixels, 16)
+    assert_within_a_level(got.permute(1, 2, 0).numpy().astype(float), np.asarray(expected))
+
+
 @pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", ["dtd", "gtsrb"])
