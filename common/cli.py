@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         name, rest = find_command(words)
-        return load_command(name)(rest) or 0
+        status = load_command(name)(rest) or 0
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            importlib.import_module("common.training.processes").leave()
+        return status
     except UserError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:

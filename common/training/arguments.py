@@ -119,4 +119,6 @@ def training_arguments(config: TrainConfig, plan: Plan, run: RunDirectory, seed:
     )
     # One process uses one GPU; several need torchrun. The library would wrap the model in DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    # The recipe decides, not the mixed_precision of a user's `accelerate config`.
+    arguments.mixed_precision = "bf16" if config.precision == "bf16" else "no"
     return arguments

@@ -21,7 +21,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from common.config import did_you_mean
 from common.errors import UserError
 from common.training import processes
-from common.training.files import append_json_line, fsync_path
+from common.training.files import append_json_line
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -65,11 +65,6 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             values = {name: value if math.isfinite(value) else None for name, value in logs.items()}
             append_json_line(self._path, {"step": state.global_step, **values})
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Bring the lines to the disk together with the checkpoint."""
-        if state.is_world_process_zero and self._path.exists():
-            fsync_path(self._path)
 
 
 class Progress(TrainerCallback):

@@ -68,8 +68,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def begin(directory: Path, step: int) -> Path:
     """Make the empty folder in which the checkpoint of `step` is to be written, and remove leftovers."""
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(leftover)
+    discard_partial(directory)
     partial = directory / f"{_PARTIAL}{checkpoint_path(directory, step).name}"
     partial.mkdir()
     return partial
@@ -93,9 +92,10 @@ def finish(partial: Path, manifest: dict[str, Any]) -> Path:
     return final
 
 
-def discard(partial: Path) -> None:
-    """Remove the folder of a checkpoint that could not be finished."""
-    shutil.rmtree(partial, ignore_errors=True)
+def discard_partial(directory: Path) -> None:
+    """Remove what is left of checkpoints that were not finished, and of deletions that were interrupted."""
+    for leftover in directory.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def rotate(directory: Path, keep: int) -> None:

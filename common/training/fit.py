@@ -68,6 +68,10 @@ def fit(
 ) -> TrainResult:
     """Train `objective` until the recipe's end, from the checkpoint of `run` if it has one; a collective call.
 
+    In float32 and without dropout, N samples at once, in micro-batches, and over processes give the same
+    losses and weights up to rounding, but for the balance loss of routed adapters: it is a product of two means
+    over a micro-batch. Resuming with as many processes is exact to the bit wherever the kernels are.
+
     Args:
         objective: `forward(**batch, num_items_in_batch=N)` returns a dict with `loss`, the sum over the
             batch's supervised items (labels != -100) divided by N, a 0-dim tensor; further 0-dim tensors are

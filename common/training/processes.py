@@ -21,6 +21,12 @@ def start() -> None:
         PartialState(cpu=not torch.accelerator.is_available())
 
 
+def leave() -> None:
+    """Leave the process group, where a command has ended well; NCCL warns about processes that do not."""
+    if _joined():
+        dist.destroy_process_group()
+
+
 def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 

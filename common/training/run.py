@@ -115,7 +115,14 @@ class RunDirectory:
         """
         processes.start()
         values = plain(recipe)
-        return processes.on_main(lambda: _open(cls, Path(path), values, resume, overwrite))
+
+        def opened() -> RunDirectory:
+            try:
+                return _open(cls, Path(path), values, resume, overwrite)
+            except OSError as error:
+                raise UserError(f"output={path} cannot be written: {error}") from error
+
+        return processes.on_main(opened)
 
     def write_results(self, *, task: str, metrics: Mapping[str, Any], n: int, seed: int, **more: Any) -> dict[str, Any]:
         """Write `results.json`, which marks the run as finished; the main process writes.
@@ -199,17 +206,14 @@ def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: R
 
 
 def _prepare(run: RunDirectory, recipe: dict[str, Any]) -> None:
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        atomic_write(run.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        now: dict[str, Any] = describe_environment()
-        if run.checkpoint is not None:
-            first = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
-            now = {**first, "resumed": [*first.get("resumed", []), {"step": step_of(run.checkpoint), **now}]}
-        write_json(run.environment, now)
-        cut_json_lines(run.metrics, -1 if run.checkpoint is None else step_of(run.checkpoint))
-    except OSError as error:
-        raise UserError(f"output={run.path} cannot be written: {error}") from error
+    run.path.mkdir(parents=True, exist_ok=True)
+    atomic_write(run.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    now: dict[str, Any] = describe_environment()
+    if run.checkpoint is not None:
+        first = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
+        now = {**first, "resumed": [*first.get("resumed", []), {"step": step_of(run.checkpoint), **now}]}
+    write_json(run.environment, now)
+    cut_json_lines(run.metrics, -1 if run.checkpoint is None else step_of(run.checkpoint))
 
 
 def _holds_run(path: Path) -> bool:
@@ -225,6 +229,7 @@ def _holds_run(path: Path) -> bool:
 
 def _delete_run(path: Path) -> None:
     if _holds_run(path):
+        path = path.resolve()
         # Renamed first, so that a deletion that is interrupted leaves nothing that looks like a run.
         doomed = path.with_name(f".{path.name}.deleted{TEMPORARY}")
         if doomed.exists():

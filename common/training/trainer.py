@@ -9,21 +9,21 @@ objective's metrics; the loss normalised by the global number of supervised item
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from common.adapters import balance_loss
 from common.errors import UserError
 from common.training import checkpoint as checkpoints
 from common.training import processes, randomness
 from common.training.clock import Clock, reset_peak_memory
+from common.training.files import fsync_path
 from common.training.loader import TrainBatches
 from common.training.order import IGNORED_LABEL, EpochOrder
 from common.training.run import RunDirectory
@@ -31,7 +31,9 @@ from common.training.state import load_trained_state, save_trained_state, traine
 from common.training.window import Window, merge_windows
 
 TRAINED_FILE = "trained.safetensors"
+PROGRESS_FILE = "progress.json"
 Evaluate = Callable[[], Mapping[str, float]]
+T = TypeVar("T")
 
 
 class MosgoatTrainer(Trainer):
@@ -186,7 +188,7 @@ class MosgoatTrainer(Trainer):
         self._last_logged_step = self.state.global_step
         seconds, rate = 0.0, 0.0
         if checkpoint is not None:
-            progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+            progress = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
             self.loss_sum, seconds = progress["loss_sum"], progress["train_seconds"]
             self.last_evaluation = progress["last_evaluation"]
             self._last_logged_step = progress["last_logged_step"]
@@ -202,16 +204,23 @@ class MosgoatTrainer(Trainer):
         self.restore_progress(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        progress = {
+            "train_seconds": self.clock.seconds,
+            "samples_per_second": self.clock.rate(),
+            "loss_sum": self.loss_sum,
+            "last_logged_step": self._last_logged_step,
+            "last_evaluation": self.last_evaluation,
+            "windows": processes.gather(self.window.state()),
+        }
         with self.clock.paused():
             self.require_finite()
-            step, folder = self.state.global_step, self._run.checkpoints
-            if not processes.on_main(lambda: checkpoints.is_whole(checkpoints.checkpoint_path(folder, step))):
-                self._write_checkpoint(step, folder)
+            final = checkpoints.checkpoint_path(self._run.checkpoints, self.state.global_step)
+            if not processes.on_main(lambda: checkpoints.is_whole(final)):
+                self._write_checkpoint(progress)
 
-    def _write_checkpoint(self, step: int, folder: Path) -> None:
-        windows = processes.gather(self.window.state())
-        with self._write_errors_explained(folder):
-            partial = Path(processes.on_main(lambda: str(checkpoints.begin(folder, step))))
+    def _write_checkpoint(self, progress: dict[str, Any]) -> None:
+        step, folder = self.state.global_step, self._run.checkpoints
+        partial = self._on_main(lambda: checkpoints.begin(folder, step))
         error: Exception | None = None
         try:
             self.save_model(str(partial), _internal_call=True)
@@ -222,53 +231,45 @@ class MosgoatTrainer(Trainer):
             if not checkpoints.is_write_error(caught):
                 raise
             error = caught
-        problems = [text for text in processes.gather(self._explain(error, folder)) if text]
+        problems = [text for text in processes.gather(error and self._explain(error)) if text]
         if problems:
-            processes.on_main(lambda: checkpoints.discard(partial))
+            processes.on_main(lambda: checkpoints.discard_partial(folder))
             raise UserError(problems[0]) from error
-        with self._write_errors_explained(folder):
-            processes.on_main(lambda: self._finish_checkpoint(partial, windows))
+        self._on_main(lambda: self._finish_checkpoint(partial, progress))
 
-    def _finish_checkpoint(self, partial: Path, windows: list[dict[str, Any]]) -> None:
-        try:
-            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
-            progress = {
-                "train_seconds": self.clock.seconds,
-                "samples_per_second": self.clock.rate(),
-                "loss_sum": self.loss_sum,
-                "last_logged_step": self._last_logged_step,
-                "last_evaluation": self.last_evaluation,
-                "windows": windows,
-            }
-            (partial / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-            manifest = {
-                "step": self.state.global_step,
-                "world_size": processes.world_size(),
-                "config_hash": self._run.config_hash,
-            }
-            checkpoints.finish(partial, manifest)
-            checkpoints.rotate(partial.parent, self._keep)
-        except OSError as error:
-            checkpoints.discard(partial)
-            raise UserError(self._explain(error, partial.parent)) from error
+    def _finish_checkpoint(self, partial: Path, progress: dict[str, Any]) -> None:
+        self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        (partial / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+        if self._run.metrics.exists():
+            fsync_path(self._run.metrics)  # no line up to this step may be missing after a resume
+        manifest = {
+            "step": self.state.global_step,
+            "world_size": processes.world_size(),
+            "config_hash": self._run.config_hash,
+        }
+        checkpoints.finish(partial, manifest)
+        checkpoints.rotate(partial.parent, self._keep)
 
-    def _explain(self, error: Exception | None, folder: Path) -> str:
-        if error is None:
-            return ""
+    def _on_main(self, action: Callable[[], T]) -> T:
+        def explained() -> T:
+            try:
+                return action()
+            except OSError as error:
+                message = self._explain(error)
+                checkpoints.discard_partial(self._run.checkpoints)
+                raise UserError(message) from error
+
+        return processes.on_main(explained)
+
+    def _explain(self, error: Exception) -> str:
+        folder = self._run.checkpoints
         kept = checkpoints.newest_checkpoint(folder)
         return (
             f"the checkpoint of step {self.state.global_step} could not be written: "
-            f"{checkpoints.explain_write_error(error, folder)}; "
+            f"{checkpoints.explain_write_error(error, self._run.path)}; "
             + (f"the last whole checkpoint is {kept}" if kept else "there is no earlier checkpoint")
             + ". Free some space and start the same command again; resume=auto goes on from there."
         )
-
-    @contextmanager
-    def _write_errors_explained(self, folder: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(self._explain(error, folder)) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None
@@ -280,6 +281,15 @@ class MosgoatTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_trained_state(self.model, Path(resume_from_checkpoint, TRAINED_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # By way of the CPU: transformers 5.17 cannot load to "cpu:0", and a GPU would hold the state twice.
+        for target, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+            state = torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            target.load_state_dict(state)
 
 
 def _own_window(windows: list[dict[str, Any]]) -> dict[str, Any]:
