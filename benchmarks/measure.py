@@ -27,14 +27,19 @@ class Row:
 
 
 def medians(tasks: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each task; they take turns, so that a busy machine slows all of them alike."""
+    """Median seconds of each task; they take turns, so that a busy machine slows all of them alike.
+
+    On a GPU and with several threads it is the time on the clock; with one thread it is the processor's time, which
+    other programs disturb less.
+    """
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
     def seconds(task: Callable[[], object]) -> float:
-        began = time.perf_counter()
+        began = clock()
         task()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return clock() - began
 
     found: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)

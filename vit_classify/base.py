@@ -18,8 +18,8 @@ from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub import constants
-from open_clip.pretrained import download_pretrained_from_hf
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
 from common.config import did_you_mean
@@ -117,28 +117,37 @@ def load_clip(base: Base) -> nn.Module:
 
 
 def _in_folder(name: str, folder: Path) -> tuple[Base, str | None]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"model.name={name}: no {path}; such a folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    try:
-        described = json.loads(path.read_text())
-        model_cfg = described["model_cfg"]
-        assert isinstance(model_cfg, dict)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"model.name={name}: {path} is not JSON with a model_cfg ({error!r})") from error
+    described = _described(name, folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() and (folder / _PICKLED_FILE).is_file():
         weights = folder / _PICKLED_FILE
     if not weights.is_file():
         raise UserError(f"model.name={name}: no weights at {weights}")
     preprocess = {**openai_preprocess(), **described.get("preprocess_cfg", {})}
-    return Base(name, f"local-dir:{folder}", model_cfg, preprocess, weights), activation_in(weights)
+    base = Base(name, f"local-dir:{folder}", described["model_cfg"], preprocess, weights)
+    return base, activation_in(weights)
+
+
+def _described(name: str, folder: Path) -> dict[str, Any]:
+    """What open_clip's config file in a folder says."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"model.name={name}: no {path}; such a folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        described = json.loads(path.read_text())
+        model_cfg = described["model_cfg"]
+        _ = {**model_cfg["vision_cfg"], **model_cfg["text_cfg"], "embed_dim": model_cfg["embed_dim"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"model.name={name}: {path} is not JSON with a model_cfg of embed_dim, vision_cfg and text_cfg ({error!r})"
+        ) from error
+    return described
 
 
 def _on_the_hub(name: str) -> tuple[Base, str | None]:
     repository = name.removeprefix("hf-hub:")
     config_path = _fetch(f"model.name={name}", repository, CONFIG_FILE)
-    weights = _fetch(f"model.name={name}", repository, None)
+    weights = _fetch(f"model.name={name}", repository, WEIGHTS_FILE, _PICKLED_FILE)
     base, told = _in_folder(name, config_path.parent)
     return dataclasses.replace(base, open_clip_name=name, weights=weights), _of_repository(repository) or told
 
@@ -175,24 +184,37 @@ def _named(config: ModelConfig) -> tuple[Base, str | None]:
 def _fetch_tag(what: str, tag: dict[str, Any]) -> Path:
     repository, filename = os.path.split(tag.get("hf_hub", ""))
     if repository:
-        return _fetch(what, repository, filename or None)
+        safe = Path(filename).with_suffix(".safetensors").name if filename else WEIGHTS_FILE
+        return _fetch(what, repository, safe, filename or _PICKLED_FILE)
     try:
         return Path(open_clip.download_pretrained(tag))
     except Exception as error:
         raise UserError(f"{what}: {tag['url']} cannot be fetched ({error}); put it into ~/.cache/clip") from error
 
 
-def _fetch(what: str, repository: str, filename: str | None) -> Path:
-    """A file of a Hub repository, by default its weights, from the cache or else from the network."""
-    try:
-        return Path(download_pretrained_from_hf(repository, filename=filename))
-    except Exception as error:
-        wanted = filename or WEIGHTS_FILE
-        raise UserError(
-            f"{what}: {wanted} of {repository} is neither in the cache {constants.HF_HUB_CACHE} nor to be had from "
-            f"the Hub now; where there is a network run `hf download {repository} {wanted}` and copy the cache here, "
-            "or set model.name=local-dir:PATH"
-        ) from error
+def _fetch(what: str, repository: str, *filenames: str) -> Path:
+    """The first of some files that a Hub repository has, from the cache or else from the network."""
+    cache = constants.HF_HUB_CACHE
+    for filename in filenames:
+        # first the cache alone: without a network the library would ask it only after half a minute of retries
+        found = try_to_load_from_cache(repository, filename, cache_dir=cache)
+        if isinstance(found, str):
+            return Path(found)
+    for filename in filenames:
+        try:
+            return Path(hf_hub_download(repository, filename, cache_dir=cache))
+        except Exception as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue  # the Hub was reached and has no such file; it has the next form, perhaps
+            reason = type(error).__name__
+            break
+    else:
+        reason = "the repository has no such file"
+    raise UserError(
+        f"{what}: {filenames[0]} of {repository} is neither in the cache {cache} nor to be had from the Hub now "
+        f"({reason}); where there is a network run `hf download {repository} {filenames[0]}` and copy the cache here, "
+        "or set model.name=local-dir:PATH"
+    )
 
 
 def _build(base: Base, model_cfg: Mapping[str, Any]) -> nn.Module:
@@ -208,7 +230,7 @@ def _build(base: Base, model_cfg: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):  # the values drawn here are overwritten
             return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OSError) as error:  # OSError: a text tower of the Hub that is not there
         raise UserError(f"model.name={base.name}: open_clip cannot build this model_cfg: {error}") from error
 
 
@@ -263,7 +285,7 @@ def _activation_of_file(path: Path) -> str | None:
                 return known
     told = activation_in(path)
     if told is None and (path.parent / CONFIG_FILE).is_file():
-        return activation_of(_in_folder(f"local-dir:{path.parent}", path.parent)[0].model_cfg)
+        return activation_of(_described(str(path.parent), path.parent)["model_cfg"])
     return told
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import open_clip
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import UserError
+from vit_classify.config import Activation
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -111,20 +112,24 @@ def save_local(
 
 
 def activation_of(described: Mapping[str, Any]) -> str:
+    """The activation that one of open_clip's configs or tags means."""
     return "quick_gelu" if described.get("quick_gelu", False) else "gelu"
 
 
 def activation_in(path: Path) -> str | None:
+    """What `save_local` noted in a safetensors file; None for files of other origin."""
     if path.suffix != ".safetensors":
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("activation")
+            told = (file.metadata() or {}).get("activation")
     except SafetensorError:
         return None  # `read_tensors` will say what is wrong with the file
+    return told if told in get_args(Activation) else None
 
 
 def openai_preprocess() -> dict[str, Any]:
+    """How OpenAI's pictures were prepared, which is also open_clip's default."""
     return {
         "mean": open_clip.OPENAI_DATASET_MEAN,
         "std": open_clip.OPENAI_DATASET_STD,

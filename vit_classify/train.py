@@ -21,6 +21,7 @@ from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.files import atomic_write, write_json
 from common.training.loader import default_workers
+from common.training.randomness import seed_everything
 from vit_classify.config import VitRecipe, recipe_problems
 from vit_classify.data import DeviceTransform, EvalImages, Split, TrainImages, VitData, collate, open_data
 from vit_classify.evaluate import Predictions, evaluate
@@ -81,6 +82,8 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
     if before is not None:
         _say(f"zero-shot accuracy on the test split: {before:.2%}")
 
+    # Rank 0 in every process: all of them make the same adapter.
+    seed_everything(recipe.seed, rank=0)
     prepare_training(classifier, recipe.adapter, recipe.train.precision, recipe.train.gradient_checkpointing)
     counts = trainable_fraction(classifier.tower, total=GOAT_TABLE_1_PARAMETERS)
     fitted = fit(

@@ -87,6 +87,24 @@ def test_a_tag_is_read_from_the_cache_without_network(hub: Path, tiny_base: Path
         load_tower(base)
 
 
+def test_what_is_in_the_cache_is_not_asked_of_the_network(
+    hub: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network a question costs half a minute of retries."""
+    put_into_cache(hub, "someone/tiny", tiny_base, CONFIG_FILE, WEIGHTS_FILE)
+    monkeypatch.setattr("vit_classify.base.hf_hub_download", lambda *args, **options: pytest.fail("asked the Hub"))
+    find_base(ModelConfig("hf-hub:someone/tiny"))
+
+
+def test_a_repository_that_has_only_a_pickle_is_read_from_it(
+    hub: Path, tiny_cfg: dict[str, Any], tiny_clip: open_clip.CLIP, tmp_path: Path
+) -> None:
+    folder = save_local(tiny_clip, tiny_cfg, tmp_path / "pickled")
+    torch.save(tiny_clip.state_dict(), folder / "open_clip_pytorch_model.bin")
+    put_into_cache(hub, "someone/tiny", folder, CONFIG_FILE, "open_clip_pytorch_model.bin")
+    assert same_weights(load_clip(find_base(ModelConfig("hf-hub:someone/tiny"))), tiny_clip)
+
+
 def test_an_architecture_takes_a_weights_file(architecture: str, tiny_base: Path, tiny_clip: open_clip.CLIP) -> None:
     base = find_base(ModelConfig(architecture, str(tiny_base / WEIGHTS_FILE)))
     assert same_weights(load_clip(base), tiny_clip)
@@ -225,9 +243,10 @@ def test_a_folder_without_weights_or_with_a_broken_config_is_refused(tiny_base: 
     shutil.copy(tiny_base / CONFIG_FILE, tmp_path)
     with pytest.raises(UserError, match="no weights at"):
         find_base(ModelConfig(f"local-dir:{tmp_path}"))
-    (tmp_path / CONFIG_FILE).write_text("{")
-    with pytest.raises(UserError, match="is not JSON with a model_cfg"):
-        find_base(ModelConfig(f"local-dir:{tmp_path}"))
+    for broken in ("{", "[]", '{"model_cfg": 3}', '{"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}'):
+        (tmp_path / CONFIG_FILE).write_text(broken)
+        with pytest.raises(UserError, match="is not JSON with a model_cfg"):
+            find_base(ModelConfig(f"local-dir:{tmp_path}"))
 
 
 @pytest.mark.parametrize(

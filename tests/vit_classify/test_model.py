@@ -52,7 +52,7 @@ def disturb(classifier: VitClassifier) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trainable(classifier).values():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.02).to(parameter.device))
 
 
 def config_for(method: Method, **options: Any) -> AdapterConfig:
@@ -241,6 +241,20 @@ def test_the_forward_compiles_as_one_graph(load_tiny: Load, method: Method, prec
     compiled = torch.compile(classifier.train(), backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(pictures()), classifier(pictures()), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_a_gpu_gives_the_logits_of_the_cpu(load_tiny: Load, method: Method) -> None:
+    logits = []
+    for device in ("cpu", "cuda"):
+        classifier = load_tiny("zero_shot", device=device)
+        torch.manual_seed(0)
+        prepare_training(classifier, config_for(method))
+        disturb(classifier)
+        logits.append(classifier(pictures().to(device)).detach().cpu())
+    # float32 on both, summed in another order; TF32 is off by default
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
 
 
 # -- runs
