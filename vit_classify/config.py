@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from common.config import AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems
@@ -93,6 +94,25 @@ class VitRecipe:
     resume: Resume = "auto"
     overwrite: bool = False
     seed: int = 0
+
+
+def with_absolute_paths(recipe: VitRecipe) -> VitRecipe:
+    """The recipe with local paths made absolute, so that a run can be measured from any working directory.
+
+    A name that is no path here (a Hub id, an open_clip tag) stays as it is.
+    """
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+
+    model, data = recipe.model, recipe.data
+    prefix, folder = "local-dir:", model.name.removeprefix("local-dir:")
+    name = f"{prefix}{absolute(folder)}" if model.name.startswith(prefix) else model.name
+    return replace(
+        recipe,
+        model=replace(model, name=name, weights=absolute(model.weights)),
+        data=replace(data, source=absolute(data.source), class_names=absolute(data.class_names)),
+    )
 
 
 def recipe_problems(recipe: VitRecipe) -> list[str]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from common.adapters import attach
 from common.config import AdapterConfig, Method, Precision
 from common.errors import UserError
+from common.files import write_json
 from common.recipes import load
 from vit_classify.attention import split_attention
 from vit_classify.base import Base, find_base, load_clip, load_tower
@@ -175,9 +176,7 @@ def save_run(classifier: VitClassifier, run_dir: str | Path) -> None:
         "templates": head.templates,
         "base_hash": classifier.base_hash,
     }
-    temporary = run_dir / "head.json.tmp"
-    temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, run_dir / "head.json")
+    write_json(run_dir / "head.json", about)
 
 
 def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> VitClassifier:

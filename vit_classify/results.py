@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from common.files import atomic_write
 from common.reporting.plots import plot_confusion
 from common.reporting.tables import Column, Row, Table
-from common.training.files import atomic_write
 from vit_classify.evaluate import Predictions
 
 

@@ -11,27 +11,25 @@ import argparse
 import gc
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import torch
 
-from common.config import OPTIONS, AdapterConfig, Method, did_you_mean, require_sound
+from common.config import OPTIONS, Method, did_you_mean, require_sound, with_method
 from common.errors import UserError
 from common.recipes import parse, to_dict
 from common.reporting.runs import read_config, read_json
 from common.training import processes
 from common.training.run import NEUTRAL_KEYS, config_hash, flatten
 from vit_classify import train as training
-from vit_classify.config import VitRecipe, recipe_problems
+from vit_classify.config import VitRecipe, recipe_problems, with_absolute_paths
 from vit_classify.sweep_table import Outcome, print_table, write_plots, write_tables
 
 PROG = "mosgoat vit sweep"
 # Keys that the sweep itself sets in every cell.
 _OWN = ("output", "resume", "overwrite", "seed", "data.name", "adapter.method")
-# What may differ between methods; the rest of the adapter section is for all of them.
-_OPTIONAL = tuple(field.name for field in fields(AdapterConfig) if field.default is None)
 
 
 @dataclass(frozen=True)
@@ -143,22 +141,22 @@ def make_cells(
 
 def cell_recipe(base: VitRecipe, dataset: str, method: Method, seed: int, output: Path) -> VitRecipe:
     """The base recipe for one set, method and seed; settings without effect on the method are dropped."""
-    dropped: dict[str, Any] = {key: None for key in _OPTIONAL if key not in OPTIONS[method]}
     data = replace(
         base.data,
         name=dataset,
         source=base.data.source and base.data.source.replace("{name}", dataset),
         class_names=base.data.class_names and base.data.class_names.replace("{name}", dataset),
     )
-    return replace(
+    cell = replace(
         base,
         data=data,
-        adapter=replace(base.adapter, method=method, **dropped),
+        adapter=with_method(base.adapter, method),
         output=str(output / dataset / method / f"seed{seed}"),
         resume="auto",
         overwrite=False,
         seed=seed,
     )
+    return with_absolute_paths(cell)
 
 
 def sweep(output: Path, cells: Sequence[Cell]) -> int:

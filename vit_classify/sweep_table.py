@@ -9,13 +9,13 @@ from typing import Any
 
 from common.adapters import GOAT_TABLE_1_PARAMETERS
 from common.config import Method
+from common.files import atomic_write, write_json
 from common.reporting.compare import MeasuredRow, beside_published
 from common.reporting.labels import method_label
 from common.reporting.plots import plot_bars, plot_curves
 from common.reporting.published import load_published
 from common.reporting.runs import read_json, read_metrics, series
 from common.reporting.tables import Table, render_markdown, render_text
-from common.training.files import atomic_write, write_json
 from vit_classify.config import VitRecipe
 
 PUBLISHED = "goat_table1"

@@ -14,15 +14,15 @@ from accelerate import PartialState
 from common.adapters import GOAT_TABLE_1_PARAMETERS, reset_router_load, router_load, trainable_fraction
 from common.config import TrainConfig
 from common.errors import UserError
+from common.files import atomic_write, write_json
 from common.recipes import parse
 from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves, plot_router_load
 from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
-from common.training.files import atomic_write, write_json
 from common.training.loader import default_workers
 from common.training.randomness import seed_everything
-from vit_classify.config import VitRecipe, recipe_problems
+from vit_classify.config import VitRecipe, recipe_problems, with_absolute_paths
 from vit_classify.data import DeviceTransform, EvalImages, Split, TrainImages, VitData, collate, open_data
 from vit_classify.evaluate import Predictions, evaluate
 from vit_classify.model import VitClassifier, load_model, prepare_training, save_run
@@ -35,7 +35,7 @@ PROG = "mosgoat vit train"
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the recipe, train, print the result; exit status 0."""
     recipe = parse(list(argv or []), VitRecipe, prog=PROG, problems=recipe_problems)
-    results = train(recipe)
+    results = train(with_absolute_paths(recipe))
     if is_main():
         print(describe(results, Path(str(recipe.output))))
     return 0
@@ -165,7 +165,9 @@ def _write(
     for key, label, percent in (("loss", "training loss", False), ("eval_accuracy", "validation accuracy", True)):
         course = series(lines, key)
         if course[0]:
-            plot_curves(run.plots / f"{key}.png", {method_label(recipe.adapter.method): course}, ylabel=label, percent=percent)
+            plot_curves(
+                run.plots / f"{key}.png", {method_label(recipe.adapter.method): course}, ylabel=label, percent=percent
+            )
     if load:
         write_json(run.path / "router_load.json", load)
         plot_router_load(run.plots / "router_load.png", load)

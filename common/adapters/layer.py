@@ -60,7 +60,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     # -- making and moving adapters ------------------------------------------------------------------------
 
     def add_adapter(self, adapter: str, config: MosgoatConfig, r: int, alpha: float) -> None:
-        """Make the weights of a new adapter on the base weight's device, in float32."""
+        """Make the weights of a new adapter on the base weight's device, in float32; the tuner activates it."""
         require_fitting_rank(r, self.in_features, self.out_features, self.name)
         spec = LayerSpec.of(config, r, alpha, self.in_features)
         self.specs[adapter], self.scaling[adapter] = spec, spec.scaling
@@ -68,7 +68,6 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
             self.routing[adapter] = RoutingRecord()
         for name, value in start_values(config, spec, self.get_base_layer()).items():
             getattr(self, name)[adapter] = nn.Parameter(value) if name in self.adapter_layer_names else value
-        self.set_adapter(self.active_adapters)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters and make their weights trainable, but for those the configuration freezes."""

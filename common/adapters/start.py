@@ -102,7 +102,9 @@ def svd_start(
     energy = sigma.view(num_experts, width).sum(-1)  # Σσ of each segment
     relative = torch.ones_like(energy)
     if plus:
-        relative = (energy[0] / energy.clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+        # a segment of rounding noise, in a rank-deficient weight, would get a scaling without bound
+        sound = energy > 1e-10 * energy.max()
+        relative = torch.where(sound, energy[0] / energy, 1.0).sqrt()
     factor = (sigma / (scaling * rho * relative.repeat_interleave(width))).sqrt()  # (r,)
     return SvdStart((v * factor).T.float().contiguous(), (u * factor).float().contiguous(), relative.float())
 

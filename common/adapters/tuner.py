@@ -49,7 +49,6 @@ class MosgoatModel(BaseTuner):
             target.add_adapter(adapter_name, peft_config, r, alpha)
             return
         layer = MosgoatLinear(require_linear(current_key, target, parent), current_key)
-        layer.set_adapter(self.active_adapters)
         layer.add_adapter(adapter_name, peft_config, r, alpha)
         self._replace_module(parent, target_name, layer, target)
         self._progress.update()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import UserError
+from common.files import atomic_write
 from common.reporting.tables import Table
 
 _MEDIA_TYPES = {
@@ -202,10 +202,5 @@ def write_page(path: Path, page: Page) -> Path:
     """
     html = render_page(page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(html)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    atomic_write(path, html)
     return path

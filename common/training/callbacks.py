@@ -20,8 +20,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from common.config import did_you_mean
 from common.errors import UserError
+from common.files import append_json_line
 from common.training import processes
-from common.training.files import append_json_line
 
 _SECONDS_BETWEEN_LINES = 30.0
 

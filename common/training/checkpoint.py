@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 
-from common.training.files import fsync_path, fsync_tree, write_json
+from common.files import fsync_path, fsync_tree, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")

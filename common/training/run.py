@@ -15,10 +15,10 @@ import yaml
 
 from common.config import Resume
 from common.errors import UserError
+from common.files import TEMPORARY, atomic_write, cut_json_lines, write_json
 from common.training import processes
 from common.training.checkpoint import newest_checkpoint, step_of
 from common.training.environment import describe_environment
-from common.training.files import TEMPORARY, atomic_write, cut_json_lines, write_json
 
 RunState = Literal["new", "resumed", "finished"]
 

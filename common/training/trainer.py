@@ -20,10 +20,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from common.adapters import balance_loss
 from common.errors import UserError
+from common.files import fsync_path
 from common.training import checkpoint as checkpoints
 from common.training import processes, randomness
 from common.training.clock import Clock, reset_peak_memory
-from common.training.files import fsync_path
 from common.training.loader import TrainBatches
 from common.training.order import IGNORED_LABEL, EpochOrder
 from common.training.run import RunDirectory

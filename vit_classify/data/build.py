@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import fsync_path
 from vit_classify.data.decode import DecodeError
 from vit_classify.data.sources import Source
 from vit_classify.data.store import (
@@ -29,7 +30,6 @@ from vit_classify.data.store import (
     key_of,
     load_picture,
     read_index,
-    sync_folder,
     write_index,
 )
 
@@ -130,7 +130,7 @@ class Pass:
         partial = self.folder / "pixels.partial"
         if self.pixels:
             os.replace(partial, self.folder / "pixels.bin")
-            sync_folder(self.folder)
+            fsync_path(self.folder)
         else:
             partial.unlink()
         write_index(self.folder, index)
@@ -163,7 +163,7 @@ class Pass:
         return sum(map(_chunk_bytes, done)) * len(self.source) // pictures if pictures else 0
 
     def remove_partial(self) -> None:
-        for name in ("pixels.partial", "journal.jsonl", "index.json.partial"):
+        for name in ("pixels.partial", "journal.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
 
 

@@ -11,7 +11,6 @@ A finished pass is a folder with `index.json` (sizes, unreadable rows, hashes) a
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ import numpy as np
 import xxhash
 
 from common.errors import UserError
+from common.files import atomic_write
 from vit_classify.data.decode import DecodeError, decode, shrink
 from vit_classify.data.sources import Source, fingerprint_of
 
@@ -141,25 +141,9 @@ class CacheStore:
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Write `index.json` whole or not at all: temporary name, fsync, rename."""
+    """Write `index.json`, whole or not at all."""
     content = asdict(index)
-    text = json.dumps({"checksum": _checksum(content), **content})
-    temporary = folder / "index.json.partial"
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "index.json")
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic_write(folder / "index.json", json.dumps({"checksum": _checksum(content), **content}))
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -69,6 +69,7 @@ def test_modules_to_save_go_along(mlp: MakeMlp, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.1)
     assert_same_in_stock_peft(model, mlp(), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["fc2"]
 
 
 def test_the_exported_strength_is_the_trained_one(adapted: Adapted, mlp: MakeMlp, tmp_path: Path) -> None:

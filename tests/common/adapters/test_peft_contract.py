@@ -213,8 +213,9 @@ def test_merging_is_exact_and_unmerging_restores_every_bit(
     torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-5)
 
 
-def test_a_residual_merges_exactly_too(mlp: MakeMlp, x: torch.Tensor) -> None:
-    config = MosgoatConfig(mixer="identity", init="principal", num_experts=1, target_modules=["fc1", "fc2"])
+@pytest.mark.parametrize("segments", [1, 4])
+def test_a_residual_merges_exactly_too(segments: int, mlp: MakeMlp, x: torch.Tensor) -> None:
+    config = MosgoatConfig(mixer="identity", init="spread", num_experts=segments, target_modules=["fc1", "fc2"])
     model = peft.get_peft_model(mlp(), config).eval()
     torch.testing.assert_close(model(x), mlp()(x), rtol=0, atol=1e-6)  # the residual takes the start back
     with torch.no_grad():

@@ -130,6 +130,22 @@ def test_autocast_saves_the_shared_float32_x_and_no_cast_copy() -> None:
         assert saved_bytes(layer, x) < 1.1 * x.nbytes
 
 
+class Twice(nn.Module):
+    """Two adapted layers that read one x, as q and k do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = make("goat"), make("goat")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.q(x) + self.k(x)
+
+
+def test_layers_that_read_one_x_save_it_once() -> None:
+    x = torch.randn(1024, 256, requires_grad=True)
+    assert saved_bytes(Twice(), x) < 1.7 * x.nbytes
+
+
 def test_a_frozen_a_needs_no_x_at_all(layer_of: MakeLayer) -> None:
     layer = layer_of(MosgoatConfig(r=4, mixer="identity", train_a=False), 256, 256)
     x = torch.randn(1024, 256, requires_grad=True)

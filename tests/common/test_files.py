@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.files import append_json_line, atomic_write, cut_json_lines, read_json_lines, write_json
 from common.training import checkpoint as checkpoints
-from common.training.files import append_json_line, atomic_write, cut_json_lines, read_json_lines, write_json
 
 
 def save(directory: Path, step: int) -> Path:
