@@ -143,6 +143,7 @@ def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[st
             f"{section}.alpha={config.alpha} has no effect with {section}.scaling={config.scaling or 'theory'}; "
             f"remove it, or set {section}.scaling to alpha_over_r, alpha_over_sqrt_r or alpha_over_expert_rank"
         )
+    found += _scaling_problems(config, section)
     if config.r < 1:
         found.append(f"{section}.r={config.r} must be at least 1")
     if not 0 <= config.dropout < 1:
@@ -158,6 +159,19 @@ def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[st
     if "num_experts" in options:
         found += _expert_problems(config, section)
     return found
+
+
+def _scaling_problems(config: AdapterConfig, section: str) -> list[str]:
+    options = OPTIONS[config.method]
+    if "scaling" not in options:
+        return []
+    impossible = [] if "num_experts" in options else ["alpha_over_expert_rank"]
+    if config.method == "lora":  # PEFT's own knows no such rule
+        impossible.append("theory")
+    if config.scaling not in impossible:
+        return []
+    able = [rule for rule in get_args(ScalingRule) if rule not in impossible]
+    return [f"{section}.scaling={config.scaling} is not for {config.method}; use {', '.join(able)} or a number"]
 
 
 def uses_alpha(config: AdapterConfig) -> bool:

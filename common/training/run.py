@@ -189,7 +189,7 @@ def config_hash(recipe: Any) -> str:
 def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: Resume, overwrite: bool) -> RunDirectory:
     if overwrite:
         _delete_run(path)
-    held = _holds_run(path)
+    held = _holds_run(path) and _has_work(path)
     if held:
         _require_resumable(path, recipe, resume)
     finished = held and (path / "results.json").is_file()
@@ -225,6 +225,16 @@ def _holds_run(path: Path) -> bool:
     if path.is_dir() and any(not child.name.endswith(TEMPORARY) for child in path.iterdir()):
         raise UserError(f"output={path} is not empty and is no run; give another folder")
     return False
+
+
+def _has_work(path: Path) -> bool:
+    """Whether anything was trained: a start that failed on a wrong path must not bar the corrected one."""
+    metrics = path / "metrics.jsonl"
+    return (
+        (path / "results.json").is_file()
+        or newest_checkpoint(path / "checkpoints") is not None
+        or (metrics.is_file() and metrics.stat().st_size > 0)
+    )
 
 
 def _delete_run(path: Path) -> None:

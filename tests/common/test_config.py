@@ -45,6 +45,8 @@ def test_defaults_of_every_method_are_sound(method: Method) -> None:
         (AdapterConfig(method="full", alpha=8), ["adapter.alpha=8", "no effect", "lora"]),
         (AdapterConfig(method="goat", alpha=16), ["adapter.alpha=16", "theory", "alpha_over_r"]),
         (AdapterConfig(method="lora", alpha=16, scaling=2.0), ["adapter.alpha=16", "scaling=2.0"]),
+        (AdapterConfig(method="lora", scaling="theory"), ["adapter.scaling=theory", "lora", "alpha_over_r"]),
+        (AdapterConfig(method="moslora", scaling="alpha_over_expert_rank"), ["alpha_over_expert_rank", "moslora"]),
         (AdapterConfig(method="ts_mixing", r=7), ["adapter.r=7", "even"]),
         (AdapterConfig(r=0), ["adapter.r=0", "at least 1"]),
         (AdapterConfig(dropout=1.0), ["adapter.dropout=1.0", "[0, 1)"]),

@@ -36,6 +36,12 @@ def mlp() -> Callable[[], Mlp]:
 
 
 @pytest.fixture
+def x() -> torch.Tensor:
+    """Three sequences of five inputs of the small model."""
+    return torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.fixture
 def adapted(mlp: Callable[[], Mlp]) -> Callable[..., peft.PeftModel]:
     """Makes an adapted small model whose adapter is not at its start, so that every weight matters."""
 

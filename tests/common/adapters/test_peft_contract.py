@@ -31,11 +31,6 @@ Adapted = Callable[..., peft.PeftModel]
 MakeMlp = Callable[[], nn.Module]
 
 
-@pytest.fixture
-def x() -> torch.Tensor:
-    return torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(9))
-
-
 def train_a_little(model: nn.Module, x: torch.Tensor) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
@@ -247,64 +242,6 @@ def test_merging_a_routed_adapter_is_an_error_that_says_why(method: str, adapted
     assert torch.equal(model.base_model.model.fc1.base_layer.weight, mlp().fc1.weight)
 
 
-@pytest.mark.parametrize("method", ["moslora", "goat"])
-def test_patterns_give_layers_their_own_rank_and_alpha(method: str, mlp: MakeMlp) -> None:
-    overrides = {} if method == "moslora" else {"num_experts": 4, "scaling": "alpha_over_r"}
-    config = build_config(
-        method, r=8, target_modules=["fc1", "fc2"], rank_pattern={"fc2": 16}, alpha_pattern={"fc2": 8}, **overrides
-    )
-    model = peft.get_peft_model(mlp(), config).base_model.model
-    assert model.fc1.mosgoat_A["default"].shape == (8, 24)
-    assert model.fc2.mosgoat_A["default"].shape == (16, 40)
-    assert (model.fc1.scaling["default"], model.fc2.scaling["default"]) == (2.0, 0.5)
-
-
-@pytest.mark.parametrize("method", OURS)
-def test_set_scale_weakens_the_whole_update_residual_included(method: str, adapted: Adapted, x: torch.Tensor) -> None:
-    layer = adapted(method).eval().base_model.model.fc1
-    base = layer.base_layer(x)
-    update = layer(x) - base
-    layer.set_scale("default", 0.5)
-    torch.testing.assert_close(layer(x) - base, 0.5 * update, rtol=0, atol=1e-5)
-    layer.scale_layer(2.0)
-    torch.testing.assert_close(layer(x) - base, update, rtol=0, atol=1e-5)
-    layer.scale_layer(4.0)
-    layer.unscale_layer(4.0)
-    torch.testing.assert_close(layer(x) - base, update, rtol=0, atol=1e-5)
-    layer.scale_layer(3.0)
-    layer.unscale_layer()
-    torch.testing.assert_close(layer(x) - base, update, rtol=0, atol=1e-5)
-    layer.set_scale("default", 0.0)
-    assert torch.equal(layer(x), base)
-
-
-@pytest.mark.parametrize("method", ["moslora", "goat_plus", "ts_mixing"])
-def test_compiling_a_layer_breaks_no_graph_and_changes_no_value(method: str, adapted: Adapted, x: torch.Tensor) -> None:
-    layer = adapted(method).base_model.model.fc1
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    results = []
-    for run in (layer, compiled):
-        layer.zero_grad()
-        y = run(x)
-        loss = balance_loss(layer)
-        (y.square().sum() + 100 * loss).backward()
-        results.append([y.detach(), loss.detach(), *[p.grad for p in layer.parameters() if p.requires_grad]])
-    for plain, other in zip(*results, strict=True):
-        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-5)
-
-
-def test_compiled_dropout_drops_and_keeps_the_mean(layer_of: Callable[..., MosgoatLinear]) -> None:
-    layer = layer_of(MosgoatConfig(r=8, mixer="topk", init="spread", dropout=0.5, num_experts=4))
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    x = torch.randn(1, 24)
-    outputs = compiled(x.expand(20_000, 24)).detach()
-    expected = layer.eval()(x)
-    assert outputs.std(0).max() > 0
-    assert ((outputs.mean(0) - expected[0]).abs() < 5 * outputs.std(0) / 20_000**0.5 + 1e-5).all()
-
-
 @pytest.mark.parametrize("method", OURS)
 def test_bfloat16_base_and_autocast_keep_float32_adapter_weights(method: str, mlp: MakeMlp, x: torch.Tensor) -> None:
     model = mlp().to(torch.bfloat16)
@@ -323,41 +260,6 @@ def test_bfloat16_base_and_autocast_keep_float32_adapter_weights(method: str, ml
     with torch.autocast("cpu", torch.bfloat16):
         difference = wrapped.eval()(x).float() - exact(x)
     assert difference.abs().max() < 0.05 * exact(x).abs().max()  # bfloat16 keeps 8 bits
-
-
-def test_the_start_on_a_bfloat16_base_is_not_rounded(layer_of: Callable[..., MosgoatLinear]) -> None:
-    net = nn.Sequential(nn.Linear(24, 40).to(torch.bfloat16))
-    config = build_config("goat", r=8, target_modules=["0"])
-    layer = peft.get_peft_model(net, config).base_model.model[0]
-    a = layer.mosgoat_A0["default"]
-    assert not torch.equal(a, a.bfloat16().float())
-    assert torch.equal(layer.mosgoat_A["default"], a)
-
-
-@pytest.mark.parametrize("frozen", ["train_a", "train_b", "train_mixer"])
-def test_a_frozen_part_stays_frozen_through_every_switch(frozen: str, mlp: MakeMlp, x: torch.Tensor) -> None:
-    config = MosgoatConfig(mixer="topk", target_modules=["fc1", "fc2"], **{frozen: False})
-    model = peft.get_peft_model(mlp(), config)
-    part = {"train_a": "mosgoat_A", "train_b": "mosgoat_B", "train_mixer": "mosgoat_router"}[frozen]
-    with model.disable_adapter():
-        pass
-    model.set_adapter("default")
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert trained
-    assert not [name for name in trained if part in name]
-
-
-def test_the_adapters_tensors_are_named_as_in_the_state_dict(adapted: Adapted) -> None:
-    for method in ("goat_plus", "lora"):
-        model = adapted(method)
-        tensors = adapter_tensors(model)
-        state = model.state_dict()
-        assert set(tensors) == {name for name in state if "mosgoat_" in name or "lora_" in name}
-        assert {n for n, p in model.named_parameters() if p.requires_grad} <= set(tensors)
-        assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
-    assert adapter_tensors(nn.Linear(2, 2)) == {}
-    layer = adapted("goat").base_model.model.fc1
-    assert set(adapter_tensors(layer)) == {f"mosgoat_{name}.default" for name in ("A", "B", "router", "A0", "B0")}
 
 
 def test_transformers_own_adapter_calls_work(tmp_path: Path) -> None:

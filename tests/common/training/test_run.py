@@ -10,7 +10,7 @@ import yaml
 
 from common.errors import UserError
 from common.training import RunDirectory, config_hash
-from tests.common.training.test_files import save
+from tests.common.test_files import save
 from tests.common.training.toy import ToyRecipe, train_config
 
 RECIPE = ToyRecipe(train_config())
@@ -38,12 +38,12 @@ def test_resume_and_overwrite_decide_what_an_old_run_means(tmp_path: Path) -> No
     with pytest.raises(UserError, match="resume=must"):
         RunDirectory.create(path, RECIPE, resume="must")
     RunDirectory.create(path, RECIPE, resume="never")
-    with pytest.raises(UserError, match=r"holds a run already.*overwrite=true"):
-        RunDirectory.create(path, RECIPE, resume="never")
     with pytest.raises(UserError, match="no whole checkpoint"):
         RunDirectory.create(path, RECIPE, resume="must")
     assert RunDirectory.create(path, RECIPE, resume="auto").state == "new"
     kept = save(path / "checkpoints", 40)
+    with pytest.raises(UserError, match=r"holds a run already.*overwrite=true"):
+        RunDirectory.create(path, RECIPE, resume="never")
     for resume in ("auto", "must"):
         run = RunDirectory.create(path, RECIPE, resume=resume)  # type: ignore[arg-type]
         assert (run.state, run.checkpoint) == ("resumed", kept)
@@ -56,6 +56,16 @@ def test_resume_and_overwrite_decide_what_an_old_run_means(tmp_path: Path) -> No
     assert fresh.state == "new"
     assert not kept.exists()
     assert not fresh.results.exists()
+
+
+def test_a_start_that_trained_nothing_does_not_bar_the_corrected_one(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path, changed(epochs=9), resume="auto")
+    run = RunDirectory.create(tmp_path, RECIPE, resume="never")
+    assert run.state == "new"
+    assert yaml.safe_load(run.config.read_text())["train"]["epochs"] == 3
+    run.metrics.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        RunDirectory.create(tmp_path, changed(epochs=9), resume="auto")
 
 
 def test_another_recipe_is_refused_and_the_keys_are_named(tmp_path: Path) -> None:
