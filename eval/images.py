@@ -11,11 +11,11 @@ from typing import Any
 from accelerate import PartialState
 
 from common.errors import UserError
+from common.files import write_json
 from common.recipes import parse
 from common.reporting.runs import Run, read_json, read_run
 from common.reporting.tables import render_text
 from common.training import processes
-from common.files import write_json
 from common.training.loader import default_workers
 from vit_classify.config import VitRecipe, recipe_problems
 from vit_classify.data import DeviceTransform, EvalImages, VitData, open_data
