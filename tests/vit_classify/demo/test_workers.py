@@ -1,0 +1,59 @@
+"""Runs in processes of their own: how many, and that none outlives the demo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vit_classify.demo import workers
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_one_run_per_core_but_no_more_than_runs_or_memory_allows(monkeypatch: pytest.MonkeyPatch):
+    for cores, runs, expected in ((2, 12, 2), (1, 12, 1), (64, 12, workers.MOST_JOBS), (8, 3, 3), (2, 0, 1)):
+        monkeypatch.setattr(workers, "usable_cores", lambda cores=cores: cores)
+        assert workers.default_jobs(runs) == expected
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_do_not_outlive_a_killed_demo(tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from vit_classify.demo import workers\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=context, initializer=workers._start)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert _alive(worker)
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    for _ in range(300):  # up to 30 s on a busy machine; at once on an idle one
+        if not _alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker went on after its parent was killed")
