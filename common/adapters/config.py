@@ -21,7 +21,7 @@ ScalingRule = Literal["alpha_over_r", "alpha_over_sqrt_r", "alpha_over_expert_ra
 SVD_STARTS: frozenset[str] = frozenset({"spread", "principal", "minor", "random"})
 
 
-class MosgoatPeftType(str, Enum):
+class MosgoatPeftType(str, Enum):  # noqa: UP042 - PEFT tests for both bases
     """PEFT looks its tables up by a str-Enum member or by its text; name and value must be equal."""
 
     MOSGOAT = "MOSGOAT"
