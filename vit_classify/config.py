@@ -79,7 +79,7 @@ class VitRecipe:
         data: the pictures.
         adapter: what is trained.
         train: how it is trained.
-        output: the run directory to make.
+        output: the run directory to make; none given: `runs/SET-METHOD-seedSEED`.
         resume: `auto`: go on from the newest whole checkpoint in `output` if there is one; `never`: refuse an
             `output` that holds a run; `must`: fail if there is no checkpoint.
         overwrite: delete an old run in `output` first.
@@ -96,8 +96,8 @@ class VitRecipe:
     seed: int = 0
 
 
-def with_absolute_paths(recipe: VitRecipe) -> VitRecipe:
-    """The recipe with local paths made absolute, so that a run can be measured from any working directory.
+def with_places(recipe: VitRecipe) -> VitRecipe:
+    """The recipe with an output, and with local paths made absolute: a run is then measured from anywhere.
 
     A name that is no path here (a Hub id, an open_clip tag) stays as it is.
     """
@@ -108,8 +108,10 @@ def with_absolute_paths(recipe: VitRecipe) -> VitRecipe:
     model, data = recipe.model, recipe.data
     prefix, folder = "local-dir:", model.name.removeprefix("local-dir:")
     name = f"{prefix}{absolute(folder)}" if model.name.startswith(prefix) else model.name
+    default = f"runs/{data.name.replace('/', '-')}-{recipe.adapter.method}-seed{recipe.seed}"
     return replace(
         recipe,
+        output=recipe.output or default,
         model=replace(model, name=name, weights=absolute(model.weights)),
         data=replace(data, source=absolute(data.source), class_names=absolute(data.class_names)),
     )
@@ -133,6 +135,6 @@ def recipe_problems(recipe: VitRecipe) -> list[str]:
     if recipe.model.name.startswith(("builtin:", "local-dir:", "hf-hub:")) and recipe.model.weights is not None:
         found.append(
             f"model.weights={recipe.model.weights} has no effect with model.name={recipe.model.name}, "
-            "which brings its own; leave it out"
+            "which brings its own; leave it out or set it to null"
         )
     return found

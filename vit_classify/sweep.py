@@ -24,7 +24,7 @@ from common.reporting.runs import read_config, read_json
 from common.training import processes
 from common.training.run import NEUTRAL_KEYS, config_hash, flatten
 from vit_classify import train as training
-from vit_classify.config import VitRecipe, recipe_problems, with_absolute_paths
+from vit_classify.config import VitRecipe, recipe_problems, with_places
 from vit_classify.sweep_table import Outcome, print_table, write_plots, write_tables
 
 PROG = "mosgoat vit sweep"
@@ -156,7 +156,7 @@ def cell_recipe(base: VitRecipe, dataset: str, method: Method, seed: int, output
         overwrite=False,
         seed=seed,
     )
-    return with_absolute_paths(cell)
+    return with_places(cell)
 
 
 def sweep(output: Path, cells: Sequence[Cell]) -> int:

@@ -22,7 +22,7 @@ from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.loader import default_workers
 from common.training.randomness import seed_everything
-from vit_classify.config import VitRecipe, recipe_problems, with_absolute_paths
+from vit_classify.config import VitRecipe, recipe_problems, with_places
 from vit_classify.data import DeviceTransform, EvalImages, Split, TrainImages, VitData, collate, open_data
 from vit_classify.evaluate import Predictions, evaluate
 from vit_classify.model import VitClassifier, load_model, prepare_training, save_run
@@ -34,8 +34,8 @@ PROG = "mosgoat vit train"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the recipe, train, print the result; exit status 0."""
-    recipe = parse(list(argv or []), VitRecipe, prog=PROG, problems=recipe_problems)
-    results = train(with_absolute_paths(recipe))
+    recipe = with_places(parse(list(argv or []), VitRecipe, prog=PROG, problems=recipe_problems))
+    results = train(recipe)
     if is_main():
         print(describe(results, Path(str(recipe.output))))
     return 0
@@ -45,7 +45,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
     """Train one run and measure it on the test split; a collective call.
 
     Args:
-        recipe: a sound recipe with `output`.
+        recipe: a sound recipe.
 
     Returns:
         The content of the run's `results.json`; that of a finished run, if `output` holds one of this recipe.
@@ -53,9 +53,8 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
     Raises:
         UserError: something in the recipe, the data, the model or the directory that the user must mend.
     """
-    if recipe.output is None:
-        raise UserError("output is not set; give the run directory to make, such as --output runs/first")
-    run = RunDirectory.create(recipe.output, recipe, resume=recipe.resume, overwrite=recipe.overwrite)
+    recipe = with_places(recipe)
+    run = RunDirectory.create(str(recipe.output), recipe, resume=recipe.resume, overwrite=recipe.overwrite)
     if run.state == "finished":
         _say(f"{run.path} is finished; --overwrite true trains it anew")
         return run.read_results()
