@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +40,17 @@ from vit_classify.model import VitClassifier, prepare_training
 from vit_classify.objective import ClassificationObjective
 
 CLASSES = 100
-# Dense bfloat16 FLOP/s by the makers' data sheets.
-PEAKS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "A10": 125e12}
+# Dense bfloat16 FLOP/s by the makers' data sheets; the first that is in the GPU's name, as whole words.
+PEAKS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+}
 METHODS: tuple[Method, ...] = ("lora", "moslora", "goat")
 
 
@@ -124,18 +134,24 @@ def tower_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
 # -- on a GPU
 
 
+def peak_flops(gpu: str, precision: Precision) -> float | None:
+    """The peak of a GPU in bfloat16 by its name; None where it is not known."""
+    known = (peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu))
+    return next(known, None) if precision == "bf16" else None
+
+
 def training_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """Whole optimizer steps from uint8 pictures on the device."""
     tower: Any = split_attention(random_tower(args.model))
     size = tower.image_size[0]
     images = torch.randint(0, 256, (args.batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.arange(args.batch, device=device) % CLASSES
-    peak = args.peak or next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name(device)), None)
+    peak = args.peak or peak_flops(torch.cuda.get_device_name(device), args.precision)
     rows = []
     for method in METHODS:
         classifier = classifier_for(tower, method, args.precision, device)
         transform = DeviceTransform(size, classifier.mean, classifier.std)
-        objective = ClassificationObjective(classifier, transform)
+        objective = ClassificationObjective(classifier, transform).to(device)
         trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0, fused=True)
 
@@ -150,9 +166,9 @@ def training_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
         torch.cuda.reset_peak_memory_stats(device)
         seconds = medians({method: step}, args.repeats, device)[method]
         rows.append(Row(f"{method} training", args.batch / seconds, "pictures/s"))
-        if peak:
-            share = counter.get_total_flops() / seconds / peak
-            rows.append(Row(f"{method} training", counter.get_total_flops() / seconds / 1e12, "TFLOP/s", share, "peak"))
+        flops = counter.get_total_flops() / seconds
+        share, over = (flops / peak, "peak") if peak else (None, "")
+        rows.append(Row(f"{method} training", flops / 1e12, "TFLOP/s", share, over))
         rows.append(Row(f"{method} memory", torch.cuda.max_memory_allocated(device) / 2**20, "MiB"))
     return rows
 
@@ -184,12 +200,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     sections: dict[str, list[Row]] = {}
-    if args.only != "input":
-        sections["steps and attention"] = tower_rows(args, device)
-    if args.only != "towers":
-        sections["input path, one core"] = input_rows(args.images, args.pictures, args.repeats, device)
-    if device.type == "cuda" and args.only != "input":
-        sections["training on the GPU"] = training_rows(args, device)
+    try:
+        if args.only != "input":
+            sections["steps and attention"] = tower_rows(args, device)
+        if args.only != "towers":
+            sections["input path, one core"] = input_rows(args.images, args.pictures, args.repeats, device)
+        if device.type == "cuda" and args.only != "input":
+            sections["training on the GPU"] = training_rows(args, device)
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"--batch {args.batch} does not fit into the GPU's memory; use a smaller one") from error
     settings = f"{args.model}, batch {args.batch}, {args.precision}, {args.repeats} repeats"
     line = f"{settings}; {environment(device)}"
     print(f"{line}\n\n{as_markdown(sections)}")

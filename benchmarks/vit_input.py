@@ -89,6 +89,7 @@ def input_rows(images: Path | None, pictures: int, repeats: int, device: torch.d
             rows.append(Row(what, rate[what], "pictures/s", rate[what] / rate[REFERENCE], REFERENCE, target))
         if device.type == "cuda":
             there = {key: value.to(device) for key, value in _batch(cached, "device").items()}
+            transform.to(device)
             seconds = medians({"": lambda: transform(there)}, repeats, device)[""]
             rows.append(Row("resize and normalise on the GPU", len(files) / seconds, "pictures/s"))
     torch.set_num_threads(threads)

@@ -59,7 +59,9 @@ def export_lora(peft_model: PeftModel, directory: str | Path, adapter: str = "de
 
 def _lora_config(config: MosgoatConfig, ranks: dict[str, int], scalings: dict[str, float]) -> LoraConfig:
     """A configuration under which PEFT scales every layer by exactly lora_alpha/r = s."""
-    alphas = {name: scalings[name] * rank for name, rank in ranks.items()}
+    # anchored: PEFT takes a pattern for the end of a name, so that `proj` alone would also be `visual.proj`
+    ranks = {f"^{name}": rank for name, rank in ranks.items()}
+    alphas = {f"^{name}": scaling * ranks[f"^{name}"] for name, scaling in scalings.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     return LoraConfig(

@@ -227,7 +227,8 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         if not names:
             return
         weight = self.get_base_layer().weight
-        if not weight.is_floating_point():
+        # 4-bit weights are packed, into a floating dtype too where FSDP is to shard them
+        if not weight.is_floating_point() or weight.shape != (self.out_features, self.in_features):
             raise UserError(
                 f"layer {self.name} has a quantised weight ({weight.dtype}), which would be rounded again by merging; "
                 "load the base model in bfloat16 or float32 to merge into it"
@@ -242,9 +243,10 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Put the base weight back as it was before `merge`."""
+        """Put the base weight back as it was before `merge`, on the device and in the dtype it has now."""
         if self._weight_before_merge is not None:
-            self.get_base_layer().weight.data = self._weight_before_merge
+            weight = self.get_base_layer().weight
+            weight.data = self._weight_before_merge.to(weight)
         self._weight_before_merge = None
         self.merged_adapters = []
 

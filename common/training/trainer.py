@@ -65,6 +65,8 @@ class MosgoatTrainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=objective, args=arguments, callbacks=callbacks)
+        if self.args.tf32 is False:  # accelerate turns TF32 on for whatever is compiled
+            torch.backends.cuda.matmul.allow_tf32 = False
         self.model_accepts_loss_kwargs = True  # hand num_items_in_batch to forward
         self._batches, self._order, self._run, self._keep = batches, order, run, keep_checkpoints
         self._evaluate_function = evaluate

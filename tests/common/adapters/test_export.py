@@ -50,6 +50,18 @@ def test_patterns_and_scalings_that_differ_by_layer_survive(mlp: MakeMlp, tmp_pa
     assert_same_in_stock_peft(model, mlp(), tmp_path)
 
 
+def test_layers_whose_names_end_alike_keep_their_own_scaling(tmp_path: Path) -> None:
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(24, 40), nn.Sequential(nn.Linear(40, 40)), nn.Linear(40, 20))
+
+    # the scaling of layer 0 differs from that of 1.0 and 2, and "0" is also the end of "1.0"
+    model = peft.get_peft_model(base(), build_config("moslora", r=8, target_modules=["0", "2"], scaling="theory"))
+    for layer in (model.base_model.model[0], model.base_model.model[1][0], model.base_model.model[2]):
+        nn.init.normal_(layer.mosgoat_B["default"])
+    assert_same_in_stock_peft(model, base(), tmp_path)
+
+
 def test_a_residual_becomes_a_lora_of_twice_the_rank(mlp: MakeMlp, tmp_path: Path) -> None:
     config = MosgoatConfig(
         mixer="identity", init="spread", num_experts=4, segment_scaling=True, target_modules=["fc1", "fc2"]

@@ -232,6 +232,38 @@ def test_unmerging_a_bfloat16_base_restores_every_bit(mlp: MakeMlp, x: torch.Ten
     assert torch.equal(model.base_model.model.fc1.base_layer.weight, before)
 
 
+def test_unmerging_follows_a_model_that_was_cast_or_moved_meanwhile(mlp: MakeMlp, x: torch.Tensor) -> None:
+    model = peft.get_peft_model(mlp(), build_config("moslora", r=8, target_modules=["fc1"]))
+    nn.init.normal_(model.base_model.model.fc1.mosgoat_B["default"])
+    model.merge_adapter()
+    model.to(torch.bfloat16)  # stands for .cuda() too: the weight kept for unmerging is no parameter that moves along
+    model.unmerge_adapter()
+    assert torch.equal(model.base_model.model.fc1.base_layer.weight, mlp().to(torch.bfloat16).fc1.weight)
+    with model.disable_adapter():
+        assert torch.equal(model(x.bfloat16()), mlp().to(torch.bfloat16)(x.bfloat16()))
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+@pytest.mark.parametrize("method", ["moslora", "goat"])
+def test_a_4_bit_base_trains_stays_as_it_is_and_is_not_merged_into(method: str, storage: torch.dtype) -> None:
+    nf4 = pytest.importorskip("bitsandbytes").nn
+    torch.manual_seed(0)
+    layer = nf4.Linear4bit(64, 96, compute_dtype=torch.bfloat16, quant_type="nf4", quant_storage=storage)
+    base = nn.Sequential(layer.to("cpu"))
+    x = torch.randn(5, 64, dtype=torch.bfloat16)
+    expected = base(x)
+    packed = layer.weight.detach().clone().view(torch.uint8)
+    model = peft.get_peft_model(base, build_config(method, r=8, target_modules=["0"]))
+    (model(x).float().square().sum() + balance_loss(model)).backward()
+    assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert torch.equal(layer.weight.detach().view(torch.uint8), packed)  # as bytes: packed bits can spell NaN
+    with model.disable_adapter():
+        assert torch.equal(model(x), expected)
+    if method == "moslora":
+        with pytest.raises(UserError, match="quantised weight"):
+            model.merge_adapter()
+
+
 @pytest.mark.parametrize("method", [m for m in METHOD_NAMES if METHODS[m].routed])
 def test_merging_a_routed_adapter_is_an_error_that_says_why(method: str, adapted: Adapted, mlp: MakeMlp) -> None:
     model = adapted(method)

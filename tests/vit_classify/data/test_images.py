@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize, resized_crop
@@ -14,7 +15,7 @@ from torchvision.transforms.functional import center_crop, resize, resized_crop
 from vit_classify.config import DataConfig
 from vit_classify.data import DeviceTransform, EvalImages, TrainImages, VitData, collate, open_data
 from vit_classify.data.boxes import random_resized_crop, resize_center_crop
-from vit_classify.data.resample import cubic, filter_weights
+from vit_classify.data.resample import crop_resize, cubic, filter_weights
 
 BICUBIC = InterpolationMode.BICUBIC
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -211,6 +212,30 @@ def test_resampling_equals_pillows_two_passes_but_for_ties(height: int, width: i
     off = np.abs(got[0].permute(1, 2, 0).numpy() - expected)
     assert off.max() <= 1
     assert off.mean() < 1e-3  # Pillow's weights have 22 bits: only values next to a half can differ
+
+
+class TensorFloat32(TorchDispatchMode):
+    """Rounds the factors of matrix products to TF32's 11 bits, as a GPU does where TF32 is allowed."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.products += 1
+            args = tuple((x.contiguous().view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32) for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_tf32_changes_no_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    canvas = torch.randint(0, 256, (4, 90, 120, 3), dtype=torch.uint8, generator=generator)
+    batch = canvas, torch.tensor([[3.0, 5.0, 80.0, 100.0]] * 4, dtype=torch.float64), torch.tensor([[90, 120]] * 4)
+    expected = crop_resize(*batch, 64)
+    with TensorFloat32() as mode:
+        got = crop_resize(*batch, 64)
+    assert mode.products
+    # plain products in TF32 change 3 % of the values; what is left are ties
+    assert (got != expected).float().mean() < 5e-4
 
 
 def test_cubic_kernel_interpolates_and_sums_to_one() -> None:
