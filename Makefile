@@ -9,7 +9,7 @@ STAMP := $(VENV)/.mosgoat-installed
 .PHONY: demo test style types unit setup clean
 
 demo: setup
-	@echo "== mosgoat demo: adapts a small vision transformer to new classes; about five minutes on two cores"
+	@echo "== mosgoat demo: adapts a small vision transformer to new classes; about three minutes on two cores"
 	@$(BIN)/mosgoat demo --output runs/demo
 
 test: style types unit

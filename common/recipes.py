@@ -30,7 +30,15 @@ def make_parser(recipe_class: type, prog: str) -> ArgumentParser:
     parser.usage = f"{prog} [--config RECIPE.yaml ...] [--SECTION.KEY VALUE ...] [--print_config]"
     parser.add_argument("--config", action="config", help="a recipe (YAML); may be given more than once")
     parser.add_class_arguments(recipe_class, fail_untyped=True)
+    hide_sections(parser)
     return parser
+
+
+def hide_sections(parser: ArgumentParser) -> None:
+    """Leave `--SECTION FILE`, which jsonargparse adds and `parse` refuses, out of the help: files go to `--config`."""
+    for action in parser._actions:
+        if type(action).__name__ == "_ActionConfigLoad":
+            action.help = argparse.SUPPRESS
 
 
 def parse(
@@ -139,7 +147,7 @@ def _unknown_options(argv: Sequence[str], known: dict[str, Any]) -> Iterator[str
     own = {"--config", "--print_config", "--help", "-h"}
     for word in argv:
         option = word.split("=", 1)[0]
-        if word.startswith("--") and option not in own and option[2:] not in known:
+        if word.startswith("--") and option not in own and option[2:].removesuffix("+") not in known:
             yield f"unknown option {option}; {_suggest(option[2:], known)}"
 
 

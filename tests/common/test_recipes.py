@@ -1,5 +1,6 @@
 """Reading recipes: precedence, types, and errors that name key, value and what is allowed."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_all_unknown_keys_of_a_file_are_named_at_once(tmp_path: Path) -> None:
     assert "adapter.rnak=3" in text
     assert "did you mean train.learning_rate" in text
     assert "foo=1" in text
+
+
+def test_help_offers_only_options_that_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--help")
+    offered = set(re.findall(r"^ +(--[\w.]+)", capsys.readouterr().out, flags=re.MULTILINE))
+    assert offered == {f"--{key}" for key, _ in leaves(VitRecipe)} | {"--config", "--print_config"}
+
+
+def test_plus_adds_to_a_list_and_to_nothing_else(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "adapter: {target_modules: [q_proj]}\n")
+    assert read("--config", file, "--adapter.target_modules+", "v_proj").adapter.target_modules == ["q_proj", "v_proj"]
+    with pytest.raises(UserError, match="seed"):
+        read("--seed+", "3")
 
 
 def test_unknown_option_suggests_the_near_one() -> None:

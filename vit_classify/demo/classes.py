@@ -56,7 +56,7 @@ class Sign:
 
 RED, BLUE, GREEN = (0.78, 0.08, 0.10), (0.08, 0.25, 0.65), (0.05, 0.45, 0.25)
 WHITE, BLACK, YELLOW = (0.93, 0.93, 0.92), (0.06, 0.06, 0.07), (0.95, 0.75, 0.08)
-BROWN, ORANGE, GREY = (0.45, 0.27, 0.12), (0.93, 0.45, 0.08), (0.45, 0.46, 0.48)
+ORANGE = (0.93, 0.45, 0.08)
 
 
 def _arrow_head(tip: Point, direction: Point, size: float = 0.5) -> Fill:

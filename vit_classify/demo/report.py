@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from common.config import Method
 from common.files import atomic_write
 from common.reporting.labels import method_label
 from common.reporting.page import Block, Code, Facts, Figure, Figures, Page, Section, Text, write_page
@@ -44,13 +45,19 @@ class Report:
         return "\n".join([render_text(self.table), "", *self.verdicts])
 
 
-def write_report(output: Path, paths: Mapping[str, Mapping[int, Path]], failures: Mapping[str, str]) -> Report:
+def write_report(
+    output: Path,
+    paths: Mapping[str, Mapping[int, Path]],
+    failures: Mapping[str, str],
+    untuned: Sequence[Method] = (),
+) -> Report:
     """Write `report.html`, `table.md` and `plots/` into `output`.
 
     Args:
         output: folder of the demo.
         paths: method -> seed -> directory of a finished run.
         failures: name of a run that failed -> its message.
+        untuned: methods whose learning rate was not chosen for them, which the page must say.
 
     Raises:
         UserError: a run is damaged.
@@ -58,6 +65,7 @@ def write_report(output: Path, paths: Mapping[str, Mapping[int, Path]], failures
     methods = collect(paths)
     table, verdicts = result_table(methods), verdicts_of(methods)
     notes = [f"failed and left out: {name}: {message}" for name, message in failures.items()]
+    notes += [f"{method_label(method)} was not tuned: it has GOAT's learning rate" for method in untuned]
     atomic_write(output / "table.md", "\n\n".join([render_markdown(table), *verdicts, *notes]) + "\n")
     page = Page(
         title=TITLE,
@@ -211,7 +219,7 @@ def _confusions(plots: Path, methods: Sequence[MethodRuns]) -> list[Figure]:
         path = plot_confusion(
             plots / f"confusion_{runs.method}.png", runs.confusion(classes), classes, title=_label(runs)
         )
-        caption = f"{_label(runs)}: counts over {len(runs.seeds)} seeds."
+        caption = f"{_label(runs)}: counts over {len(runs.seeds)} seed{'s' if len(runs.seeds) > 1 else ''}."
         figures.append(Figure(path, f"Confusion matrix of {_label(runs)}.", caption))
     return figures
 
@@ -243,12 +251,12 @@ def _protocol(methods: Sequence[MethodRuns]) -> list[Block]:
     )
     task = (
         "Task: 18 new signs in three families; inside a family only the pictogram differs, and no pictogram was in the "
-        "pretraining. The linear probe trains a new head on the frozen base; the other methods train the same head "
-        "and an adapter in every attention and MLP layer."
+        "pretraining. The linear probe trains a new head on the frozen base; an adapter is trained together with "
+        "the same head, in every attention and MLP layer."
     )
     fair = (
         "Same for every method: start weights of base and head, data order, augmentation, number of steps, rank, and "
-        "the way the learning rate was chosen: from one grid, on drawings made for that purpose and used nowhere else. "
+        "the way the learning rate was chosen (unless noted above): from one grid, on drawings used for nothing else. "
         "vit_classify/demo/README.md has that table."
     )
     limits = (
@@ -261,7 +269,10 @@ def _protocol(methods: Sequence[MethodRuns]) -> list[Block]:
 
 def _recipe(methods: Sequence[MethodRuns]) -> list[Block]:
     run = methods[-1].runs[0]
-    return [Text(f"As resolved for {run.path.name}:"), Code(yaml.safe_dump(dict(run.config), sort_keys=False))]
+    return [
+        Text(f"As resolved for {_label(methods[-1])}, seed {methods[-1].seeds[0]}:"),
+        Code(yaml.safe_dump(dict(run.config), sort_keys=False)),
+    ]
 
 
 def _footer(runs: MethodRuns) -> str:

@@ -80,7 +80,7 @@ def read_arguments(argv: Sequence[str]) -> Options:
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of every method; default: 3")
     parser.add_argument("--only", choices=("runs", "report"), help="train without a report, or report on what is there")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core, at most 4")
     options = parser.parse_args(argv)
     for key in ("seeds", "jobs"):
         value = getattr(options, key)
@@ -119,7 +119,7 @@ def train_missing(options: Options, cells: Sequence[Cell], outcomes: Sequence[Ou
     if not missing:
         return done
     for method in options.methods:
-        print(f"  {method_label(method):<14}{PURPOSE.get(method, 'as `mosgoat methods` explains')}")
+        print(f"  {method_label(method):<14}{PURPOSE.get(method, 'see docs/adapters.md')}")
     jobs = options.jobs or default_jobs(len(missing))
     print(f"{jobs} at a time; a run takes some 10 to 40 seconds of a core", flush=True)
     open_data(cells[0].recipe.data)  # builds the cache once, before several runs want it
@@ -164,7 +164,8 @@ def report(options: Options, cells: Sequence[Cell], outcomes: Sequence[Outcome],
         raise UserError(
             f"no run under {options.output} has finished, so there is nothing to report; see {options.output}/logs"
         )
-    written = write_report(options.output, paths, failed)
+    untuned = [method for method in options.methods if method not in METHODS]
+    written = write_report(options.output, paths, failed, untuned)
     print(f"\n{written}\n\nPictures and table: {written.page.resolve()}")
 
 

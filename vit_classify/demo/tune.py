@@ -31,9 +31,9 @@ TUNING_SEED = 7  # of the drawings; the shipped ones have `draw.SEED`
 def main(argv: Sequence[str] | None = None) -> int:
     """Train methods x rates and print the table; exit status 0."""
     parser = argparse.ArgumentParser(prog="python -m vit_classify.demo.tune", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=100, help="of the runs; not among the demo's; default: 100")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core, at most 4")
     arguments = parser.parse_args(argv)
     pictures = arguments.output / "pictures"
     if not pictures.is_dir():

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ def usable_cores() -> int:
 
 
 def default_jobs(runs: int) -> int:
-    """How many runs at a time: one per core."""
+    """How many runs at a time: one per core, at most `MOST_JOBS`."""
     return max(1, min(MOST_JOBS, runs, usable_cores()))
 
 
@@ -69,7 +70,8 @@ def run_cells(cells: Sequence[Cell], logs: Path, jobs: int) -> Iterator[Done]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start)
     try:
-        futures = {pool.submit(_run, cell, logs / log_name(cell)): number for number, cell in enumerate(cells)}
+        with _interrupts_ignored():  # which the workers inherit: Ctrl-C goes to all processes of a terminal
+            futures = {pool.submit(_run, cell, logs / log_name(cell)): number for number, cell in enumerate(cells)}
         for future in as_completed(futures):
             number = futures[future]
             try:
@@ -79,6 +81,10 @@ def run_cells(cells: Sequence[Cell], logs: Path, jobs: int) -> Iterator[Done]:
                 message = "its process was killed, perhaps for memory; the same command with --jobs 1 goes on"
                 outcome, seconds = Outcome(cell.dataset, cell.method, cell.seed, str(cell.path), message=message), 0.0
             yield Done(number, outcome, seconds)
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # each saves a checkpoint first
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -86,6 +92,18 @@ def run_cells(cells: Sequence[Cell], logs: Path, jobs: int) -> Iterator[Done]:
 def log_name(cell: Cell) -> str:
     """The file in which a run's own messages are kept."""
     return f"{cell.method}-seed{cell.seed}.log"
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _start() -> None:
@@ -103,9 +121,15 @@ def _end_with_parent() -> None:
 
 
 def _run(cell: Cell, log: Path) -> tuple[Outcome, float]:
+    from common.training.fit import SIGTERM_STATUS
     from vit_classify.sweep import run_cell
 
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
-        outcome = run_cell(cell)
+        try:
+            outcome = run_cell(cell)
+        except SystemExit:
+            # SIGTERM, and the checkpoint is written. The pool would take this for a result and the worker would wait
+            # for more work, while whoever sent the signal waits for its end.
+            os._exit(SIGTERM_STATUS)
     return outcome, time.monotonic() - began

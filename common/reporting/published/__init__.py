@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
-from common.reporting.tables import Column, Row, Table
-
 
 @dataclass(frozen=True)
 class PublishedRow:
@@ -71,18 +69,3 @@ def load_published(key: str) -> PublishedTable:
         columns=tuple((column["key"], column["name"]) for column in content["columns"]),
         rows=tuple(PublishedRow(**{**row, "values": tuple(row["values"])}) for row in content["rows"]),
     )
-
-
-def published_as_table(published: PublishedTable) -> Table:
-    """A published table ready to print; rows for orientation take no part in the marking of the best."""
-    columns = [
-        Column("method"),
-        Column("params %", better=None),
-        *(Column(name) for _, name in published.columns),
-        Column("average"),
-    ]
-    rows = [
-        Row((row.name, row.params_percent, *row.values, row.average), ranked=row.family != "reference")
-        for row in published.rows
-    ]
-    return Table(columns, rows, caption=f"{published.tag}: {published.title}. {published.source}.")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from common.reporting.published import load_published, published_as_table
+from common.reporting.compare import beside_published
+from common.reporting.published import load_published
 
 
 def test_every_row_of_goat_table_1_averages_to_its_printed_average() -> None:
@@ -37,6 +38,6 @@ def test_a_cell_is_found_by_method_and_column() -> None:
 
 
 def test_full_fine_tuning_is_not_ranked() -> None:
-    table = published_as_table(load_published("goat_table1"))
+    table = beside_published(load_published("goat_table1"), [], heading="")
     best = {table.rows[line].values[0] for line, _ in table.best()}
     assert best == {"GOAT", "DoRA"}
