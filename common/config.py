@@ -7,9 +7,10 @@ default); `problems` then collects everything that is impossible, so that a user
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from common.errors import UserError
 
@@ -54,7 +55,7 @@ class AdapterConfig:
     """What is trained on the frozen model.
 
     Args:
-        method: the adapter; `mosgoat methods` explains each. `full` trains every weight,
+        method: the adapter; docs/adapters.md explains each. `full` trains every weight,
             `linear_probe` only a new head.
         r: total rank (over all experts) of every adapted layer.
         alpha: numerator of the scaling; none given: 16. Not to be given where `scaling` is `theory` or a number.
@@ -91,7 +92,7 @@ class TrainConfig:
         epochs: passes over the training data; none given: the data set's own in the paper's protocol.
         max_steps: stop after so many optimizer steps, whatever `epochs` says.
         batch_size: samples in one optimizer step, over all processes and accumulated micro-batches.
-        gradient_accumulation_steps: micro-batches a process runs in one step; saves memory, changes nothing.
+        gradient_accumulation_steps: micro-batches a process runs in one step; saves memory.
         learning_rate: peak learning rate of AdamW.
         weight_decay: AdamW's decoupled weight decay.
         warmup_steps: steps of linear warm-up.
@@ -143,6 +144,7 @@ def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[st
             f"{section}.alpha={config.alpha} has no effect with {section}.scaling={config.scaling or 'theory'}; "
             f"remove it, or set {section}.scaling to alpha_over_r, alpha_over_sqrt_r or alpha_over_expert_rank"
         )
+    found += value_problems(config, f"{section}.")
     found += _scaling_problems(config, section)
     if config.r < 1:
         found.append(f"{section}.r={config.r} must be at least 1")
@@ -150,9 +152,9 @@ def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[st
         found.append(f"{section}.dropout={config.dropout} must lie in [0, 1)")
     if config.method == "ts_mixing" and config.r % 2:
         found.append(f"{section}.r={config.r} must be even for ts_mixing: the butterfly has two halves")
-    for key in ("rho", "eta"):
+    for key in ("alpha", "scaling", "rho", "eta"):
         value = getattr(config, key)
-        if value is not None and value <= 0:
+        if isinstance(value, int | float) and value <= 0:
             found.append(f"{section}.{key}={value} must be positive")
     if config.balance_coef is not None and config.balance_coef < 0:
         found.append(f"{section}.balance_coef={config.balance_coef} must not be negative")
@@ -230,11 +232,34 @@ def train_problems(config: TrainConfig, section: str = "train") -> list[str]:
         value = getattr(config, key)
         if value is not None and value <= 0:
             found.append(f"{section}.{key}={value} must be positive")
-    if config.batch_size % config.gradient_accumulation_steps:
+    found += value_problems(config, f"{section}.")
+    accumulation = config.gradient_accumulation_steps
+    if accumulation > 0 and config.batch_size % accumulation:
         found.append(
             f"{section}.batch_size={config.batch_size} is not a multiple of "
-            f"{section}.gradient_accumulation_steps={config.gradient_accumulation_steps}"
+            f"{section}.gradient_accumulation_steps={accumulation}"
         )
+    return found
+
+
+def value_problems(section: Any, prefix: str = "") -> list[str]:
+    """Values that no key can mean: not finite, beyond any count, an empty text or list.
+
+    Args:
+        section: a dataclass; its own values are looked at, not those of the dataclasses in it.
+        prefix: in front of its keys, such as `train.`.
+    """
+    found = []
+    for key in (each.name for each in fields(section)):
+        value = getattr(section, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            found.append(f"{prefix}{key}={value} must be a finite number")
+        elif isinstance(value, int) and abs(value) >= 2**32:
+            found.append(f"{prefix}{key}={value} must be less than {2**32}")
+        elif value == "":  # what an unset shell variable leaves
+            found.append(f"{prefix}{key} is an empty text; give a value, or leave the key out")
+        elif value == [] and key != "trackers":
+            found.append(f"{prefix}{key} is an empty list; name at least one, or leave the key out")
     return found
 
 

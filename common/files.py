@@ -68,17 +68,22 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line that a crash has cut is left out."""
+    """The lines of a JSON-lines file; one that a crash or a full disk has cut is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    return [json.loads(line) for line in lines]
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
 
 
 def cut_json_lines(path: Path, last_step: int) -> None:
     """Keep the lines whose `step` is at most `last_step`; the others belong to a future that was undone."""
     if path.exists():
-        kept = [line for line in read_json_lines(path) if line["step"] <= last_step]
+        kept = [line for line in read_json_lines(path) if line.get("step", 0) <= last_step]
         atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

@@ -16,6 +16,7 @@ from common.recipes import parse
 from common.reporting.runs import Run, read_json, read_run
 from common.reporting.tables import render_text
 from common.training import processes
+from common.training.checkpoint import writing_is_explained
 from common.training.loader import default_workers
 from vit_classify.config import VitRecipe, recipe_problems
 from vit_classify.data import DeviceTransform, EvalImages, VitData, open_data
@@ -73,8 +74,8 @@ def read_arguments(argv: Sequence[str]) -> Measurement:
     parser.add_argument("--output", type=Path, help="folder for the files; default: the run directory")
     parser.add_argument("--overwrite", action="store_true", help="replace another measurement in the output folder")
     options, rest = parser.parse_known_args(argv)
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size={options.batch_size} must be at least 1")
+    if not 1 <= options.batch_size < 2**32:
+        raise UserError(f"--batch-size={options.batch_size} must be at least 1 and less than {2**32}")
     foreign = [word for word in rest if word.startswith("--") and not word.startswith("--data.")]
     if foreign:
         raise UserError(
@@ -128,7 +129,8 @@ def measure(job: Measurement) -> dict[str, Any]:
         job.recipe.train.precision,
         description=f"{data.name} {job.split}",
     )
-    return processes.on_main(lambda: write(job, source, data, predictions, classifier.head.class_names))
+    explained = writing_is_explained(job.output)(write)
+    return processes.on_main(lambda: explained(job, source, data, predictions, classifier.head.class_names))
 
 
 def source_of(job: Measurement) -> dict[str, Any]:

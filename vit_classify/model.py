@@ -165,6 +165,7 @@ def save_run(classifier: VitClassifier, run_dir: str | Path) -> None:
         temporary = run_dir / "adapter.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         tower.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's model card, with nothing filled in
         shutil.rmtree(run_dir / "adapter", ignore_errors=True)
         os.replace(temporary, run_dir / "adapter")
     elif classifier.method == "full":
@@ -193,8 +194,8 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> VitClas
     recipe = load(path / "config.yaml", VitRecipe, problems=recipe_problems)
     try:
         about = json.loads((path / "head.json").read_text())
-        kind, class_names, templates = about["kind"], about["class_names"], about["templates"]
-    except (OSError, ValueError, KeyError) as error:
+        kind, class_names, templates = about["kind"], list(about["class_names"]), list(about["templates"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / 'head.json'} cannot be read ({error}); did the run finish?") from error
     base = find_base(recipe.model)
     tower = load_tower(base)
@@ -228,13 +229,16 @@ def _load_adapter(tower: nn.Module, directory: Path) -> PeftModel:
     try:
         with safe_open(file, framework="pt") as opened:
             saved = set(opened.keys())
+            broken = [name for name in sorted(saved) if not opened.get_tensor(name).isfinite().all()]
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or incomplete: {error}") from error
+    if broken:
+        raise UserError(f"{file} is damaged: {len(broken)} tensors are not finite, the first: {broken[0]}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
             model = PeftModel.from_pretrained(tower, str(directory))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{directory} does not fit the base: {str(error).strip()}") from error
     wanted = set(get_peft_model_state_dict(model))
     if saved != wanted:  # PEFT only warns of the one and drops the other

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from common.errors import UserError
-from common.recipes import parse
+from common.recipes import hide_sections, parse
 from vit_classify.config import DataConfig, VitRecipe, recipe_problems
 from vit_classify.data.registry import SETS
 from vit_classify.data.sources import open_sources
@@ -61,4 +61,5 @@ def _help_parser() -> ArgumentParser:
     parser.add_argument("--config", metavar="RECIPE", help="a recipe (YAML); its data section counts")
     parser.add_argument("--verify", action="store_true", help="only re-hash the existing caches; status 1 if unsound")
     parser.add_class_arguments(DataConfig, "data")
+    hide_sections(parser)
     return parser

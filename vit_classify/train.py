@@ -18,8 +18,9 @@ from common.files import atomic_write, write_json
 from common.recipes import parse
 from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves, plot_router_load
-from common.reporting.runs import read_metrics, series
+from common.reporting.runs import read_json, read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
+from common.training.checkpoint import writing_is_explained
 from common.training.loader import default_workers
 from common.training.randomness import seed_everything
 from vit_classify.config import VitRecipe, recipe_problems, with_places
@@ -61,7 +62,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
 
     device = PartialState().device
     data = open_data(recipe.data)
-    _report_data(data, run)
+    processes.on_main(writing_is_explained(run.path)(lambda: _report_data(data, run)))
     classifier = load_model(recipe.model, data.class_names, data.templates, seed=recipe.seed, device=device)
     transform = DeviceTransform(classifier.image_size, classifier.mean, classifier.std)
 
@@ -105,7 +106,8 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "steps": fitted.steps,
     }
-    return processes.on_main(lambda: _write(recipe, run, data, classifier, predictions, load, metrics))
+    write = writing_is_explained(run.path)(_write)
+    return processes.on_main(lambda: write(recipe, run, data, classifier, predictions, load, metrics))
 
 
 def describe(results: dict[str, Any], output: Path) -> str:
@@ -126,8 +128,19 @@ def describe(results: dict[str, Any], output: Path) -> str:
 
 
 def _report_data(data: VitData, run: RunDirectory) -> None:
-    _say(str(data.report))
-    processes.on_main(lambda: atomic_write(run.path / "data_report.json", data.report.to_json() + "\n"))
+    """Print and keep the report; refuse to go on with other pictures than the run began with."""
+    print(data.report, file=sys.stderr, flush=True)
+    file = run.path / "data_report.json"
+    if run.state == "resumed" and file.is_file():
+        before = read_json(file)
+        if before.get("content", data.report.content) != data.report.content:
+            raise UserError(
+                f"the pictures have changed since {run.path} began: {before.get('counts')} with "
+                f"{len(before.get('skipped', []))} unreadable then, {data.report.counts} with "
+                f"{len(data.report.skipped)} unreadable now. A run that has seen both would match neither: put the "
+                "old pictures back, or begin anew with another output or overwrite=true"
+            )
+    atomic_write(file, data.report.to_json() + "\n")
 
 
 def _with_length(config: TrainConfig, data: VitData) -> TrainConfig:

@@ -1,20 +1,25 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is written under a name that nobody reads, forced to the disk, and renamed. The rename is the
-moment at which it exists. Its manifest lists every file with its size, so that a copy cut short is seen too.
+moment at which it exists. Its manifest lists every file with its size, so that a copy cut short is seen too, and
+its hash, so that nothing is loaded that a disk or a copy has changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import xxhash
 
+from common.errors import UserError
 from common.files import fsync_path, fsync_tree, write_json
 
 MANIFEST = "manifest.json"
@@ -56,12 +61,42 @@ def is_whole(path: Path) -> bool:
     try:
         files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
+def is_sound(path: Path) -> bool:
+    """Whether `path` is a whole checkpoint whose every byte is as it was written; reads all of it."""
+    if not is_whole(path):
+        return False
+    try:
+        hashes = read_manifest(path).get("hashes", {})
+        return all(_hash(path / name) == value for name, value in hashes.items())
+    except OSError:
+        return False
+
+
+def newest_sound_checkpoint(directory: Path) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, and the later ones that are damaged."""
+    named = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)] if directory.is_dir() else []
+    damaged: list[Path] = []
+    for path in sorted(named, key=step_of, reverse=True):
+        if is_sound(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(1 << 24):
+            digest.update(data)
+    return digest.hexdigest()
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint: `step`, `world_size`, `config_hash`, `files`."""
+    """The manifest of a whole checkpoint: `step`, `world_size`, `config_hash`, `files`, `hashes`."""
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
@@ -83,7 +118,8 @@ def finish(partial: Path, manifest: dict[str, Any]) -> Path:
     """
     final = checkpoint_path(partial.parent, manifest["step"])
     files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-    write_json(partial / MANIFEST, {**manifest, "files": files})
+    hashes = {name: _hash(partial / name) for name in files}
+    write_json(partial / MANIFEST, {**manifest, "files": files, "hashes": hashes})
     fsync_tree(partial)
     if final.exists():  # cut short by hand or by a copy, else it would not be written again
         shutil.rmtree(final)
@@ -118,7 +154,30 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+@contextlib.contextmanager
+def writing_is_explained(directory: Path) -> Iterator[None]:
+    """Turn an error of the disk while something is written into `directory` into a `UserError`.
+
+    Raises:
+        UserError: no space, no permission, or a file that cannot be written for another reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_write_error(error):
+            raise
+        raise UserError(
+            f"{directory} could not be written: {explain_write_error(error, directory)}; mend that and start the same "
+            "command again"
+        ) from error
+
+
 def explain_write_error(error: BaseException, directory: Path) -> str:
     """What went wrong with the disk, in words that a user can act on."""
+    while not directory.exists():
+        directory = directory.parent
     free = shutil.disk_usage(directory).free / 2**20
-    return f"{'no space left: ' if is_full(error) or free < 1 else ''}{error} ({free:,.0f} MiB free in {directory})"
+    full = is_full(error) or (free < 1 and not isinstance(error, OSError))  # safetensors and torch do not say which
+    return f"{'no space left: ' if full else ''}{error} ({free:,.0f} MiB free in {directory})"

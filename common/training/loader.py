@@ -23,10 +23,14 @@ def default_workers() -> int:
     return max(0, min(_MOST_WORKERS, cores // processes - 1))
 
 
-def _outlive_sigterm(_: int) -> None:
-    # A job manager sends SIGTERM to the whole process group; a dead worker would end the training before
-    # its checkpoint. Workers end with the main process in any case.
+def outlive_signals(_: int) -> None:
+    """For a worker: leave SIGTERM and Ctrl-C to the main process, with which it ends in any case.
+
+    A job manager or a terminal sends them to the whole process group; a dead worker would end the training before
+    its checkpoint, and one that is interrupted prints a traceback.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TrainBatches:
@@ -64,7 +68,7 @@ class TrainBatches:
             pin_memory=pin_memory,
             prefetch_factor=_PREFETCH if num_workers else None,
             generator=torch.Generator().manual_seed(seed),
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_signals,
         )
         self._running: Iterator[dict[str, Any]] | None = None
 

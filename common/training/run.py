@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -17,7 +20,7 @@ from common.config import Resume
 from common.errors import UserError
 from common.files import TEMPORARY, atomic_write, cut_json_lines, write_json
 from common.training import processes
-from common.training.checkpoint import newest_checkpoint, step_of
+from common.training.checkpoint import newest_checkpoint, newest_sound_checkpoint, step_of
 from common.training.environment import describe_environment
 
 RunState = Literal["new", "resumed", "finished"]
@@ -40,6 +43,16 @@ NEUTRAL_KEYS = frozenset(
         "compile",
     }
 )
+
+
+_TO_FINISH_ANEW = "remove it, and the command that made the run writes it anew from the last checkpoint"
+_NO_RECIPE = (
+    "what was trained here cannot be told. Put the file back (`--print_config` with the options of the run prints it), "
+    "give another output, or overwrite=true to delete the run"
+)
+_LOCK = f".in-use{TEMPORARY}"
+# POSIX locks end with the process, however it ends, and are not passed on to the workers it starts.
+_held: dict[Path, IO[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -147,11 +160,27 @@ class RunDirectory:
         }
         if processes.is_main():
             write_json(self.results, results)
+            unlock(self.path)
         return results
 
     def read_results(self) -> dict[str, Any]:
-        """The results of a finished run."""
-        return json.loads(self.results.read_text(encoding="utf-8"))
+        """The results of a finished run.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        found = _read_json(self.results)
+        if not isinstance(found.get("metrics"), dict):
+            raise UserError(f"{self.results} is no result of a run: it has no section `metrics`; {_TO_FINISH_ANEW}")
+        return found
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}); {_TO_FINISH_ANEW}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def plain(recipe: Any) -> dict[str, Any]:
@@ -187,13 +216,15 @@ def config_hash(recipe: Any) -> str:
 
 
 def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: Resume, overwrite: bool) -> RunDirectory:
+    if _holds_run(path) and (overwrite or not (path / "results.json").is_file()):
+        _lock(path)
     if overwrite:
         _delete_run(path)
     held = _holds_run(path) and _has_work(path)
     if held:
         _require_resumable(path, recipe, resume)
     finished = held and (path / "results.json").is_file()
-    checkpoint = newest_checkpoint(path / "checkpoints") if held else None
+    checkpoint = _checkpoint_to_go_on_from(path) if held and not finished else None
     if resume == "must" and checkpoint is None and not finished:
         raise UserError(
             f"resume=must, but output={path} holds no whole checkpoint; check the path, or use resume=auto to begin"
@@ -207,13 +238,57 @@ def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: R
 
 def _prepare(run: RunDirectory, recipe: dict[str, Any]) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
-    atomic_write(run.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    _lock(run.path)
+    # As `--config RUN/config.yaml` it is to go on with this run from any folder, and never to delete it.
+    kept = {**recipe, "output": str(run.path.resolve()), "resume": "auto", "overwrite": False}
+    kept = {key: value for key, value in kept.items() if key in recipe}
+    atomic_write(run.config, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     now: dict[str, Any] = describe_environment()
     if run.checkpoint is not None:
-        first = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
+        first: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # it only describes; damage to it must not bar the run
+            first = _read_json(run.environment)
         now = {**first, "resumed": [*first.get("resumed", []), {"step": step_of(run.checkpoint), **now}]}
     write_json(run.environment, now)
     cut_json_lines(run.metrics, -1 if run.checkpoint is None else step_of(run.checkpoint))
+
+
+def _checkpoint_to_go_on_from(path: Path) -> Path | None:
+    checkpoint, damaged = newest_sound_checkpoint(path / "checkpoints")
+    if damaged:
+        go_on = f"goes on from {checkpoint.name}" if checkpoint else "begins again at step 0"
+        print(
+            f"warning: damaged or incomplete, and passed over: {', '.join(map(str, damaged))}; the run {go_on}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return checkpoint
+
+
+def _lock(path: Path) -> None:
+    """Keep other processes from training into the same directory, until `unlock` or the end of this process."""
+    path = path.resolve()
+    if path in _held:
+        return
+    file = (path / _LOCK).open("wb")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise UserError(
+            f"output={path} is in use: another process is training into it. Give another output, or wait for it to end"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    _held[path] = file
+
+
+def unlock(path: Path) -> None:
+    """Let other processes have a run directory."""
+    file = _held.pop(path.resolve(), None)
+    if file is not None:
+        Path(file.name).unlink(missing_ok=True)
+        file.close()
 
 
 def _holds_run(path: Path) -> bool:
@@ -244,7 +319,19 @@ def _delete_run(path: Path) -> None:
         doomed = path.with_name(f".{path.name}.deleted{TEMPORARY}")
         if doomed.exists():
             shutil.rmtree(doomed)
-        shutil.rmtree(path.rename(doomed))
+        path.rename(doomed)
+        unlock(path)
+        shutil.rmtree(doomed)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; {_NO_RECIPE}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds no recipe; {_NO_RECIPE}")
+    return found
 
 
 def _require_resumable(path: Path, recipe: dict[str, Any], resume: Resume) -> None:
@@ -253,7 +340,7 @@ def _require_resumable(path: Path, recipe: dict[str, Any], resume: Resume) -> No
             f"output={path} holds a run already and resume=never; give another output, overwrite=true to delete "
             "the old run, or resume=auto to go on with it"
         )
-    old = _decisive(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    old = _decisive(_read_config(path / "config.yaml"))
     new = _decisive(recipe)
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if keys:

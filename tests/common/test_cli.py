@@ -65,6 +65,18 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["vit", "train"]) == 130
 
 
+def test_a_log_that_knows_only_ascii_does_not_end_a_command() -> None:
+    code = (
+        "from common import cli; from common.errors import UserError\n"
+        "def run(words): print('67.9 \\u00b1 1.1'); raise UserError('no class \\u2013')\n"
+        "cli.load_command = lambda name: run; raise SystemExit(cli.main(['vit', 'train']))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "67.9 \\xb1 1.1\n"), done.stderr
+    assert done.stderr == "mosgoat: no class \\u2013\n"
+
+
 def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys; from common.cli import main; main(['--help']);"

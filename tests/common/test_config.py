@@ -108,3 +108,32 @@ def test_alpha_counts_only_in_rules_that_divide_it() -> None:
 def test_did_you_mean_prefers_near_names() -> None:
     assert did_you_mean("gaot", ["goat", "lora"]) == "did you mean goat?"
     assert did_you_mean("xyz", ["goat", "lora"]) == "known: goat, lora"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["epochs", "learning_rate", "weight_decay", "max_grad_norm"])
+def test_numbers_must_be_finite(key: str, value: float) -> None:
+    assert any(f"train.{key}={value}" in text for text in train_problems(replace(TrainConfig(), **{key: value})))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["alpha", "scaling"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_factor_must_be_positive_and_finite(key: str, value: float) -> None:
+    config = AdapterConfig(method="lora", **{key: value})  # type: ignore[arg-type]
+    assert any(f"adapter.{key}={value}" in text for text in adapter_problems(config))
+
+
+@pytest.mark.parametrize("key", ["batch_size", "max_steps", "warmup_steps", "log_every", "gradient_accumulation_steps"])
+def test_counts_beyond_any_machine_are_refused(key: str) -> None:
+    config = replace(TrainConfig(), **{key: 10**20})  # type: ignore[arg-type]
+    assert any(f"train.{key}={10**20} must be less than" in text for text in train_problems(config))
+
+
+def test_no_micro_batches_is_a_problem_and_no_division_by_zero() -> None:
+    (problem,) = train_problems(TrainConfig(gradient_accumulation_steps=0))
+    assert "train.gradient_accumulation_steps=0 must be at least 1" in problem
+
+
+def test_an_empty_list_of_targets_is_named() -> None:
+    (problem,) = adapter_problems(AdapterConfig(target_modules=[]))
+    assert "adapter.target_modules is an empty list" in problem

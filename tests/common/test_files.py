@@ -61,6 +61,25 @@ def test_the_newest_checkpoint_is_the_newest_whole_one(tmp_path: Path) -> None:
     assert checkpoints.step_of(newest) == 8
 
 
+def test_lines_that_are_no_json_do_not_stop_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo{"step": 2}\n\x00\xff\n[3]\n{"step": 3}\n')
+    cut_json_lines(path, 9)
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_checkpoint_with_a_changed_byte_is_passed_over(tmp_path: Path) -> None:
+    for step in (4, 8):
+        save(tmp_path, step)
+    assert checkpoints.newest_sound_checkpoint(tmp_path) == (tmp_path / "step-00000008", [])
+    (tmp_path / "step-00000008" / "weights").write_bytes(b"x" * 99 + b"y")
+    assert checkpoints.is_whole(tmp_path / "step-00000008")  # as far as its sizes tell
+    assert checkpoints.newest_sound_checkpoint(tmp_path) == (
+        tmp_path / "step-00000004",
+        [tmp_path / "step-00000008"],
+    )
+
+
 def test_a_checkpoint_that_was_cut_is_written_again(tmp_path: Path) -> None:
     (save(tmp_path, 4) / "weights").write_bytes(b"short")
     assert checkpoints.is_whole(save(tmp_path, 4))

@@ -98,5 +98,7 @@ def test_names_of_transformers_are_recognised() -> None:
 
 
 def test_sizes_that_openai_stores_as_tensors_are_passed_over(tmp_path: Path) -> None:
-    save_file({**model().state_dict(), "input_resolution": torch.tensor(224)}, tmp_path / "w.safetensors")
-    load_strictly(model(), load_file(tmp_path / "w.safetensors"), tmp_path)
+    stored, loaded = model(), model()
+    save_file({**stored.state_dict(), "input_resolution": torch.tensor(224)}, tmp_path / "w.safetensors")
+    load_strictly(loaded, load_file(tmp_path / "w.safetensors"), tmp_path)
+    assert all(torch.equal(value, stored.state_dict()[key]) for key, value in loaded.state_dict().items())

@@ -341,6 +341,10 @@ def _change(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(state, path)
 
 
+def _break_one(state: dict[str, Tensor]) -> None:
+    next(iter(state.values())).view(-1)[0] = float("nan")
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -356,6 +360,13 @@ def _cut(path: Path) -> None:
         ("full", lambda run: _cut(run / "model.safetensors"), "damaged or incomplete"),
         ("full", lambda run: (run / "model.safetensors").unlink(), "no weights file at .*model"),
         ("lora", lambda run: _change(run / "head.safetensors", lambda s: s.pop("bias")), "1 missing: bias"),
+        ("lora", lambda run: (run / "head.json").write_text("[1]"), r"head\.json cannot be read"),
+        ("lora", lambda run: (run / "adapter/adapter_config.json").write_text("[1]"), "does not fit the base"),
+        (
+            "goat",
+            lambda run: _change(run / "adapter/adapter_model.safetensors", _break_one),
+            "1 tensors are not finite",
+        ),
     ],
 )
 def test_a_damaged_run_says_what_is_wrong(

@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import fsync_path
+from common.training.loader import outlive_signals
 from vit_classify.data.decode import DecodeError
 from vit_classify.data.sources import Source
 from vit_classify.data.store import (
     CHUNK,
+    UNREADABLE,
     CacheStore,
     DecodeStore,
     Index,
@@ -65,7 +67,18 @@ class Pass:
 
     def verify(self) -> Index | str:
         """The finished pass with every hash checked, or why there is none to be used."""
-        return read_index(self.folder, self.key, self.pixels)
+        index = read_index(self.folder, self.key, self.pixels)
+        if isinstance(index, Index) and any(self._can_be_read(row) for row, why in index.skipped if UNREADABLE in why):
+            return "pictures that could not be read then can be read now"
+        return index
+
+    def _can_be_read(self, row: int) -> bool:
+        # A permission that was missing, or a disk that did not answer, leaves no mark in the key.
+        try:
+            self.source.raw(row)
+        except OSError:
+            return False
+        return True
 
     def open(self) -> tuple[Store, Index]:
         """The store and its index, made first where they are missing or damaged.
@@ -143,6 +156,7 @@ class Pass:
             batch_size=None,
             num_workers=min(self.num_workers, len(chunks)),
             collate_fn=_same,
+            worker_init_fn=outlive_signals,
         )
         what = "caching" if self.pixels else "checking"
         with tqdm(

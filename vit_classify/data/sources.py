@@ -5,9 +5,11 @@ A `Source` is one split as it lies there, with nothing decoded and nothing left 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +65,7 @@ def fingerprint_of(*parts: Any) -> str:
 
 
 class FolderSource:
-    """Pictures in `root/CLASS/**`, in the order of torchvision's `ImageFolder`.
+    """Pictures in `root/CLASS/**`, in the order of torchvision's `ImageFolder`; hidden files and folders are left out.
 
     Args:
         root: the split's folder.
@@ -89,23 +91,58 @@ class FolderSource:
 
     def _pictures(self, class_name: str) -> list[str]:
         found = []
-        for folder, _, files in sorted(os.walk(self.root / class_name, followlinks=True)):
+        for folder, files in _folders(str(self.root / class_name)):
             for name in sorted(files):
                 path = os.path.relpath(os.path.join(folder, name), self.root)
-                if os.path.splitext(name)[1].lower() in PICTURE_ENDINGS:
+                is_picture = os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
+                # Hidden pictures are copies that file managers, notebooks and macOS leave behind.
+                if is_picture and not name.startswith("."):
                     found.append(path)
-                elif not name.startswith("."):
-                    self.ignored.append(path)
+                elif is_picture or not name.startswith("."):
+                    self.ignored.append(printable(path))
         return found
 
     def __len__(self) -> int:
         return len(self._files)
 
     def raw(self, row: int) -> bytes:
-        return (self.root / self._files[row]).read_bytes()
+        path = self.root / self._files[row]
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return path.read_bytes()
 
     def describe(self, row: int) -> str:
-        return f"{self.root.name}/{self._files[row]}"
+        return printable(f"{self.root.name}/{self._files[row]}")
+
+
+def printable(name: str) -> str:
+    """A file name that can be written as UTF-8: bytes that are none become `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _folders(root: str) -> list[tuple[str, list[str]]]:
+    """Every folder under `root` that is not hidden, with its files; links are followed.
+
+    Raises:
+        UserError: a folder cannot be read, or a link leads back to a folder above it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"data.source: folder {error.filename} cannot be read: {error.strerror}") from error
+
+    found = []
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        above = os.path.realpath(folder)
+        for name in folders:
+            child = os.path.join(folder, name)
+            if os.path.islink(child) and Path(above).is_relative_to(os.path.realpath(child)):
+                raise UserError(
+                    f"data.source: the link {child} leads back to a folder above it, in which every picture would "
+                    "be found again and again; remove the link"
+                )
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.append((folder, files))
+    return sorted(found)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -142,12 +179,18 @@ def open_folder(root: Path) -> Sources:
     ignored = [f"{split}/{name}" for split, source in sources.items() for name in source.ignored]
     warnings = []
     if ignored:
-        warnings.append(f"{len(ignored)} files without a picture's ending were ignored, the first: {ignored[0]}")
-    return Sources(sources["train"], sources["test"], sources.get("validation"), list(names), str(root), warnings)
+        warnings.append(
+            f"{len(ignored)} hidden files or files without a picture's ending were ignored, the first: {ignored[0]}"
+        )
+    shown = [printable(name) for name in names]
+    return Sources(sources["train"], sources["test"], sources.get("validation"), shown, str(root), warnings)
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"data.source: folder {folder} cannot be read: {error.strerror}") from error
 
 
 def _difference(first: str, a: Sequence[str], second: str, b: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from common.errors import UserError
 from vit_classify.config import DataConfig
 from vit_classify.data.build import Pass, cache_root
 from vit_classify.data.registry import DEFAULT_TEMPLATES, SETS, SetSpec, plain_words
-from vit_classify.data.sources import Source, Sources, open_sources
+from vit_classify.data.sources import Source, Sources, fingerprint_of, open_sources
 from vit_classify.data.store import Store
 
 # The protocol's cap on held-out pictures and its fixed seed (Ilharco et al., datasets/registry.py).
@@ -77,6 +77,7 @@ class DataReport:
         skipped: (name, reason) of every unreadable picture.
         warnings: whatever differs from the protocol or was ignored.
         caches: folder of each cache.
+        content: hash of what was read: classes, labels, sizes and, with a cache, pixels; where it lies does not count.
     """
 
     name: str
@@ -86,6 +87,7 @@ class DataReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     caches: list[str] = field(default_factory=list)
+    content: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -190,9 +192,11 @@ def _make_splits(config: DataConfig, spec: SetSpec | None, sources: Sources) -> 
     report = DataReport(config.name, sources.where, len(sources.names), {})
     whole: dict[str, Split] = {}
     stores: dict[str, Store] = {}
+    seen: list[Any] = [sources.names]
     for name, task in passes(config, sources).items():
         stores[name], index = task.open()
         whole[name] = Split(name, task.source, index.readable(), stores[name])
+        seen += [name, task.source.labels.tolist(), index.shapes, index.hashes]
         report.skipped += [(task.source.describe(row), reason) for row, reason in index.skipped]
         if task.pixels:
             report.caches.append(str(task.folder))
@@ -207,6 +211,7 @@ def _make_splits(config: DataConfig, spec: SetSpec | None, sources: Sources) -> 
         train = whole["train"]
         whole["train"] = Split("train", train.source, train.rows[kept], stores["train"])
         whole["validation"] = Split("validation", train.source, train.rows[held], stores["train"])
+    report.content = fingerprint_of(*seen)
     report.counts = {name: len(whole[name]) for name in ("train", "validation", "test")}
     return whole, report
 
@@ -259,7 +264,7 @@ def _words_from_file(names: Sequence[str], path: str) -> tuple[list[str], list[s
         table: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"data.class_names={path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"data.class_names={path} is not JSON: {error}") from error
     if not isinstance(table, dict):
         raise UserError(f'data.class_names={path} must hold an object {{"class": "words"}}')
@@ -269,7 +274,7 @@ def _words_from_file(names: Sequence[str], path: str) -> tuple[list[str], list[s
         value = table.get(key)
         if isinstance(value, dict):
             value = value.get("clip_prompt_name")
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and value.strip() and _is_text(value):
             words.append(value)
             used.add(key)
         else:
@@ -279,6 +284,11 @@ def _words_from_file(names: Sequence[str], path: str) -> tuple[list[str], list[s
             f"data.class_names={path} has no words for {', '.join(missing[:8])}{', ...' if len(missing) > 8 else ''}"
         )
     return words, sorted(set(table) - used)
+
+
+def _is_text(words: str) -> bool:
+    # JSON can write half of a surrogate pair, which no file and no tokenizer takes.
+    return not any("\ud800" <= letter <= "\udfff" for letter in words)
 
 
 def _require_every_class(train: Split, names: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ from vit_classify.data.sources import Source, fingerprint_of
 FORMAT = 1
 # Pictures decoded, written, hashed and journalled together.
 CHUNK = 64
+# Begins the reason of a picture that was not read, in contrast to one that was and is none.
+UNREADABLE = "cannot be read: "
 
 
 class Store(Protocol):
@@ -87,7 +89,7 @@ def load_picture(source: Source, row: int, store_size: int) -> np.ndarray:
     try:
         data = source.raw(row)
     except OSError as error:
-        raise DecodeError(f"cannot be read: {error.strerror or error}") from error
+        raise DecodeError(f"{UNREADABLE}{error.strerror or error}") from error
     return shrink(decode(data), store_size)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,71 @@ def test_a_place_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         RunDirectory.create(tmp_path / "file" / "run", RECIPE, resume="auto")
+
+
+def test_its_own_config_goes_on_with_a_run_from_any_folder_and_never_deletes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {**dataclasses.asdict(RECIPE), "output": "run", "resume": "never", "overwrite": True}
+    run = RunDirectory.create("run", recipe, resume="never", overwrite=True)
+    kept = yaml.safe_load(run.config.read_text())
+    assert (kept["output"], kept["resume"], kept["overwrite"]) == (str(tmp_path / "run"), "auto", False)
+    assert config_hash(kept) == config_hash(recipe)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"a: [", b"[1, 2]"])
+def test_a_damaged_recipe_is_named_and_the_run_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    run = RunDirectory.create(tmp_path, RECIPE, resume="auto")
+    kept = save(run.checkpoints, 4)
+    run.config.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        RunDirectory.create(tmp_path, RECIPE, resume="auto")
+    assert kept.is_dir()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[1]", b'{"task": "toy"}'])
+def test_damaged_results_are_named(tmp_path: Path, content: bytes) -> None:
+    RunDirectory.create(tmp_path, RECIPE, resume="auto").results.write_bytes(content)
+    run = RunDirectory.create(tmp_path, RECIPE, resume="auto")
+    with pytest.raises(UserError, match=r"results\.json is .*remove it"):
+        run.read_results()
+
+
+def test_a_damaged_description_of_the_machine_does_not_bar_a_resume(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, RECIPE, resume="auto")
+    save(run.checkpoints, 4)
+    run.environment.write_text("{")
+    RunDirectory.create(tmp_path, RECIPE, resume="auto")
+    assert json.loads(run.environment.read_text())["resumed"][0]["step"] == 4
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory.create(tmp_path, RECIPE, resume="auto")
+    older, newer = save(run.checkpoints, 4), save(run.checkpoints, 8)
+    (newer / "weights").write_bytes(b"y" * 100)
+    assert RunDirectory.create(tmp_path, RECIPE, resume="auto").checkpoint == older
+    assert f"passed over: {newer}; the run goes on from step-00000004" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_into_one_directory(tmp_path: Path) -> None:
+    script = (
+        "import sys; from common.training import RunDirectory; from tests.common.training.test_run import RECIPE\n"
+        "RunDirectory.create(sys.argv[1], RECIPE, resume='auto'); print('open', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"open\n"
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is in use"):
+            RunDirectory.create(tmp_path, RECIPE, resume="auto", overwrite=overwrite)
+    other.kill()
+    other.wait()
+    assert RunDirectory.create(tmp_path, RECIPE, resume="auto").state == "new"

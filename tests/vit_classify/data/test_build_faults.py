@@ -130,8 +130,13 @@ def test_a_file_that_may_not_be_read_is_skipped_with_its_reason(
             raise PermissionError(errno.EACCES, "Permission denied")
         return original(self, row)
 
-    monkeypatch.setattr(type(task.source), "raw", raw)
-    assert task.open()[1].skipped == [[2, "cannot be read: Permission denied"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(task.source), "raw", raw)
+        for _ in range(2):
+            assert task.open()[1].skipped == [[2, "cannot be read: Permission denied"]]
+    # It may be read now: no trace of that in the file's size or time, and the cache must not keep it out.
+    with pytest.warns(UserWarning, match="can be read now"):
+        assert task.open()[1].skipped == []
 
 
 def test_broken_link_is_skipped_with_its_reason(pictures: Path, tmp_path: Path, make_pass: MakePass) -> None:

@@ -31,9 +31,63 @@ def test_other_files_are_ignored_and_counted(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 1, "b": 1})
     (root / "train" / "a" / "notes.txt").write_text("x")
     (root / "train" / "a" / ".DS_Store").write_text("x")
+    (root / "train" / "a" / "._000.png").write_bytes(b"left behind by macOS")
+    copies = root / "train" / "a" / ".ipynb_checkpoints"
+    copies.mkdir()
+    (copies / "000.png").write_bytes(b"a copy")
     sources = open_sources("mine", str(root), None)
     assert len(sources.train) == 2
-    assert sources.warnings == ["1 files without a picture's ending were ignored, the first: train/a/notes.txt"]
+    assert sources.warnings == [
+        "2 hidden files or files without a picture's ending were ignored, the first: train/a/._000.png"
+    ]
+
+
+def test_a_link_back_to_a_folder_above_is_refused(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    (root / "train" / "a" / "loop").symlink_to("..")
+    with pytest.raises(UserError, match=r"link .*/train/a/loop leads back"):
+        open_sources("mine", str(root), None)
+
+
+def test_a_link_to_another_folder_is_followed(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    (root / "test" / "a").rename(tmp_path / "elsewhere")
+    (root / "test" / "a").symlink_to(tmp_path / "elsewhere")
+    assert len(open_sources("mine", str(root), None).test) == 4
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    (root / "train" / "a" / "more").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("more"):  # root, who runs many containers, may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"train/a/more cannot be read: Permission denied"):
+        open_sources("mine", str(root), None)
+
+
+def test_a_pipe_among_the_pictures_is_unreadable_and_nobody_waits_for_it(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    with pytest.raises(OSError, match="no regular file"):
+        open_sources("mine", str(root), None).train.raw(1)
+
+
+def test_names_that_are_not_utf_8_are_shown_in_a_form_that_can_be_written(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    for split in ("train", "test"):
+        os.rename(os.fsencode(root / split / "a"), os.fsencode(root / split) + b"/a\xff")
+    sources = open_sources("mine", str(root), None)
+    assert sources.names == ["a\\xff", "b"]
+    assert sources.train.describe(0) == "train/a\\xff/000.png"
+    assert sources.train.raw(0)
 
 
 @pytest.mark.parametrize("name", ["validation", "val"])

@@ -57,3 +57,33 @@ def test_workers_do_not_outlive_a_killed_demo(tmp_path: Path):
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker went on after its parent was killed")
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_saves_its_runs_and_ends(tmp_path: Path):
+    output = tmp_path / "demo"
+    words = ["demo", "--output", str(output), "--seeds", "1", "--methods", "lora,goat", "--jobs", "2", "--only", "runs"]
+    with (tmp_path / "log").open("w+") as log:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "common.cli", *words],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # a shell's background jobs, such as this suite may be, ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while not list(output.rglob("metrics.jsonl")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert demo.poll() is None, "it ended before it was interrupted"
+            os.killpg(demo.pid, signal.SIGINT)
+            assert demo.wait(60) == 130
+        finally:
+            if demo.poll() is None:
+                os.killpg(demo.pid, signal.SIGKILL)
+                demo.wait()
+        log.seek(0)
+        assert "Traceback" not in log.read()
+    assert list(output.rglob("checkpoints/step-*"))
