@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import shutil
@@ -12,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -22,6 +21,7 @@ from common.files import TEMPORARY, atomic_write, cut_json_lines, write_json
 from common.training import processes
 from common.training.checkpoint import newest_checkpoint, newest_sound_checkpoint, step_of
 from common.training.environment import describe_environment
+from common.training.lock import lock, unlock
 
 RunState = Literal["new", "resumed", "finished"]
 
@@ -50,9 +50,6 @@ _NO_RECIPE = (
     "what was trained here cannot be told. Put the file back (`--print_config` with the options of the run prints it), "
     "give another output, or overwrite=true to delete the run"
 )
-_LOCK = f".in-use{TEMPORARY}"
-# POSIX locks end with the process, however it ends, and are not passed on to the workers it starts.
-_held: dict[Path, IO[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,7 @@ def config_hash(recipe: Any) -> str:
 
 def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: Resume, overwrite: bool) -> RunDirectory:
     if _holds_run(path) and (overwrite or not (path / "results.json").is_file()):
-        _lock(path)
+        lock(path)
     if overwrite:
         _delete_run(path)
     held = _holds_run(path) and _has_work(path)
@@ -238,7 +235,7 @@ def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: R
 
 def _prepare(run: RunDirectory, recipe: dict[str, Any]) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
-    _lock(run.path)
+    lock(run.path)
     # As `--config RUN/config.yaml` it is to go on with this run from any folder, and never to delete it.
     kept = {**recipe, "output": str(run.path.resolve()), "resume": "auto", "overwrite": False}
     kept = {key: value for key, value in kept.items() if key in recipe}
@@ -263,32 +260,6 @@ def _checkpoint_to_go_on_from(path: Path) -> Path | None:
             flush=True,
         )
     return checkpoint
-
-
-def _lock(path: Path) -> None:
-    """Keep other processes from training into the same directory, until `unlock` or the end of this process."""
-    path = path.resolve()
-    if path in _held:
-        return
-    file = (path / _LOCK).open("wb")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
-        raise UserError(
-            f"output={path} is in use: another process is training into it. Give another output, or wait for it to end"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    _held[path] = file
-
-
-def unlock(path: Path) -> None:
-    """Let other processes have a run directory."""
-    file = _held.pop(path.resolve(), None)
-    if file is not None:
-        Path(file.name).unlink(missing_ok=True)
-        file.close()
 
 
 def _holds_run(path: Path) -> bool:

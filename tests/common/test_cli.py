@@ -84,3 +84,13 @@ def test_help_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr
+
+
+def test_users_own_choice_of_waiting_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "load_command", lambda name: lambda _: 0)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert cli.main(["vit", "train"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert cli.main(["vit", "train"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
