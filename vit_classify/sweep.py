@@ -19,10 +19,10 @@ import torch
 
 from common.config import OPTIONS, Method, did_you_mean, require_sound, with_method
 from common.errors import UserError
-from common.recipes import parse, to_dict
+from common.recipes import parse
 from common.reporting.runs import read_config, read_json
 from common.training import processes
-from common.training.run import NEUTRAL_KEYS, config_hash, flatten
+from common.training.run import changed_keys
 from vit_classify import train as training
 from vit_classify.config import VitRecipe, recipe_problems, with_places
 from vit_classify.sweep_table import Outcome, print_table, write_plots, write_tables
@@ -222,15 +222,8 @@ def plan(cells: Sequence[Cell]) -> list[Outcome]:
 
 
 def _differing_keys(cell: Cell) -> list[str]:
-    old, new = read_config(cell.path), to_dict(cell.recipe)
-    if config_hash(old) == config_hash(new):
-        return []
-    old, new = flatten(old), flatten(new)
-    return [
-        f"{key} was {old.get(key)}, is {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.rsplit(".", 1)[-1] not in NEUTRAL_KEYS
-    ]
+    changed = changed_keys(read_config(cell.path), cell.recipe)
+    return [f"{key} was {old}, is {new}" for key, (old, new) in changed.items()]
 
 
 def run_cell(cell: Cell) -> Outcome:

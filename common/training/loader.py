@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from common.cores import usable_cores
 from common.training.order import KeyedCollate, KeyedSamples, SampleDataset, ShareSampler
 
 _PREFETCH = 4
@@ -18,9 +19,8 @@ _MOST_WORKERS = 8
 
 def default_workers() -> int:
     """One less than the cores this process may use, shared among the processes of the machine, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(_MOST_WORKERS, cores // processes - 1))
+    return max(0, min(_MOST_WORKERS, usable_cores() // processes - 1))
 
 
 def outlive_signals(_: int) -> None:

@@ -202,6 +202,12 @@ def _decisive(recipe: Any) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in NEUTRAL_KEYS}
 
 
+def changed_keys(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two recipes compute something else, with both values, in the order of their names."""
+    old, new = _decisive(before), _decisive(now)
+    return {key: (old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)}
+
+
 def config_hash(recipe: Any) -> str:
     """Twelve hexadecimal digits that are the same for recipes that compute the same.
 
@@ -311,11 +317,9 @@ def _require_resumable(path: Path, recipe: dict[str, Any], resume: Resume) -> No
             f"output={path} holds a run already and resume=never; give another output, overwrite=true to delete "
             "the old run, or resume=auto to go on with it"
         )
-    old = _decisive(_read_config(path / "config.yaml"))
-    new = _decisive(recipe)
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if keys:
-        lines = [f"{key}: {old.get(key)} in the run, {new.get(key)} now" for key in keys]
+    changed = changed_keys(_read_config(path / "config.yaml"), recipe)
+    if changed:
+        lines = [f"{key}: {old} in the run, {new} now" for key, (old, new) in changed.items()]
         raise UserError(
             f"output={path} holds a run of another recipe; these keys differ:\n  - "
             + "\n  - ".join(lines)

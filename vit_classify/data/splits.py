@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from common.config import did_you_mean
+from common.cores import usable_cores
 from common.errors import UserError
 from vit_classify.config import DataConfig
 from vit_classify.data.build import Pass, cache_root
@@ -185,7 +185,7 @@ def passes(config: DataConfig, sources: Sources) -> dict[str, Pass]:
 
 def _build_workers() -> int:
     # All cores, also under torchrun: one process of the machine builds while the others wait for its lock.
-    return min(8, len(os.sched_getaffinity(0)) - 1)
+    return min(8, usable_cores() - 1)
 
 
 def _make_splits(config: DataConfig, spec: SetSpec | None, sources: Sources) -> tuple[dict[str, Split], DataReport]:

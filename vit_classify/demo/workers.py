@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common.cores import usable_cores
+
 if TYPE_CHECKING:  # a worker imports the rest in `_start`, after it has quietened it
     from vit_classify.sweep import Cell
     from vit_classify.sweep_table import Outcome
@@ -43,11 +45,6 @@ class Done:
     number: int
     outcome: Outcome
     seconds: float
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_jobs(runs: int) -> int:
