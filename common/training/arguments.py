@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from transformers import TrainingArguments
 
 from common.config import TrainConfig
 from common.errors import UserError
-from common.training.order import EpochOrder
+from common.training.order import EpochOrder, Grouping
 from common.training.run import RunDirectory
 
 # "constant" of the library ignores the warm-up.
@@ -23,15 +24,17 @@ class Plan:
     Args:
         order: the global batches.
         steps: optimizer steps of the whole run.
+        warmup_steps: steps of linear warm-up.
         micro_batch_size: most samples of one process in one forward.
     """
 
     order: EpochOrder
     steps: int
+    warmup_steps: int
     micro_batch_size: int
 
 
-def make_plan(config: TrainConfig, samples: int, seed: int, world_size: int) -> Plan:
+def make_plan(config: TrainConfig, samples: int, seed: int, world_size: int, grouping: Grouping | None = None) -> Plan:
     """Work out the steps of a run, and refuse what cannot be divided.
 
     Args:
@@ -39,6 +42,7 @@ def make_plan(config: TrainConfig, samples: int, seed: int, world_size: int) -> 
         samples: size of the training set.
         seed: the run's seed.
         world_size: number of processes.
+        grouping: which samples share a batch.
 
     Raises:
         UserError: with numbers that would work.
@@ -58,15 +62,17 @@ def make_plan(config: TrainConfig, samples: int, seed: int, world_size: int) -> 
             + " or ".join(str(size) for size in (below, above) if size)
             + (f", or {' or '.join(map(str, sorted(near)))} accumulation steps" if near else "")
         )
-    order = EpochOrder(samples, config.batch_size, seed)
+    order = EpochOrder(samples, config.batch_size, seed, grouping)
     steps = config.max_steps or _steps_of_epochs(config, order)
-    if config.warmup_steps >= steps:
+    # a share of the steps is rounded up, as the library does
+    warmup = math.ceil(config.warmup_steps * steps) if config.warmup_steps < 1 else int(config.warmup_steps)
+    if warmup >= steps:
         raise UserError(
             f"train.warmup_steps={config.warmup_steps} must be less than the {steps} steps of this run "
             f"({samples} samples, {order.steps_per_epoch} steps in an epoch), "
             "or the learning rate never reaches its peak; use fewer warm-up steps or train longer"
         )
-    return Plan(order, steps, config.batch_size // shares)
+    return Plan(order, steps, warmup, config.batch_size // shares)
 
 
 def _steps_of_epochs(config: TrainConfig, order: EpochOrder) -> int:
@@ -93,7 +99,7 @@ def training_arguments(config: TrainConfig, plan: Plan, run: RunDirectory, seed:
         average_tokens_across_devices=True,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULES[config.schedule],
-        warmup_steps=config.warmup_steps,
+        warmup_steps=plan.warmup_steps,
         optim="adamw_torch_fused",
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

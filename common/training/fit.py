@@ -22,10 +22,10 @@ from common.training.arguments import Plan, make_plan, training_arguments
 from common.training.checkpoint import explain_write_error, is_full, read_manifest, step_of
 from common.training.clock import peak_memory_bytes
 from common.training.loader import TrainBatches, default_workers
-from common.training.order import SampleDataset, ShareSampler
+from common.training.order import Grouping, SampleDataset, ShareSampler
 from common.training.run import RunDirectory
 from common.training.state import count_parameters, trained_state
-from common.training.trainer import Evaluate, MosgoatTrainer
+from common.training.trainer import Evaluate, LossMean, MosgoatTrainer
 
 SIGTERM_STATUS = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -47,7 +47,8 @@ class TrainResult:
         samples: samples in these steps.
         metrics: `train_loss` (mean over all steps), `train_seconds` (evaluation and checkpoints left out, those
             before a resume included), `samples_per_second` (of all processes together, since this start),
-            `peak_memory_bytes` (of the process that took most), and the last evaluation's `eval_*`.
+            `peak_memory_bytes` (of the process that took most), `total_X` and `X_per_second` for what the objective
+            counts, and the last evaluation's `eval_*`.
     """
 
     steps: int
@@ -65,6 +66,9 @@ def fit(
     seed: int,
     num_workers: int | None = None,
     evaluate: Evaluate | None = None,
+    grouping: Grouping | None = None,
+    loss_mean: LossMean = "global_batch",
+    learning_rates: Mapping[str, float] | None = None,
 ) -> TrainResult:
     """Train `objective` until the recipe's end, from the checkpoint of `run` if it has one; a collective call.
 
@@ -75,7 +79,8 @@ def fit(
     Args:
         objective: `forward(**batch, num_items_in_batch=N)` returns a dict with `loss`, the sum over the
             batch's supervised items (labels != -100) divided by N, a 0-dim tensor; further 0-dim tensors are
-            metrics, means over the supervised items. A batch without a supervised item must give loss 0.
+            metrics, means over the supervised items; a dict `counts` of 0-dim tensors, such as tokens, is summed
+            over everything and logged per second. A batch without a supervised item must give loss 0.
             Trained is what `requires_grad`.
         train_dataset: `train_dataset[(epoch, index)]` gives a sample, always the same for the same key.
         collate: samples -> dict of tensors with `labels`, supervised where != -100.
@@ -85,6 +90,10 @@ def fit(
         num_workers: processes that load data; none given: `default_workers()`.
         evaluate: measures the objective, in every process at the same steps: at multiples of
             `config.evaluate_every` and after the last step. It leaves no trace in the training.
+        grouping: which samples share a batch; none given: a plain permutation.
+        loss_mean: `global_batch`: the loss of a step is the mean over all its supervised items; `micro_batch`: the
+            mean of its micro-batches' means (an empty one counts as 0), which depends on how a step is divided.
+        learning_rates: part of a parameter's name -> its own peak learning rate, on the same schedule.
 
     Returns:
         The figures of the run, the same in every process.
@@ -95,12 +104,14 @@ def fit(
     """
     assert run.state != "finished", "a finished run is reported, not trained again"
     processes.start()
-    plan = make_plan(config, len(train_dataset), seed, processes.world_size())
+    plan = make_plan(config, len(train_dataset), seed, processes.world_size(), grouping)
     workers = default_workers() if num_workers is None else num_workers
     batches = _batches(train_dataset, collate, config, plan, run, seed, workers)
     verbosity = library_logging.get_verbosity()
     sigterm, progress = callbacks.StopOnSigterm(saves=config.save_every > 0), callbacks.Progress()
-    trainer = _trainer(objective, config, plan, run, seed, batches, evaluate, [sigterm, progress])
+    trainer = _trainer(
+        objective, config, plan, run, seed, batches, evaluate, [sigterm, progress], loss_mean, learning_rates or {}
+    )
     _say(_opening(objective, config, plan, run.checkpoint, trainer.args.device))
     try:
         sigterm.install()
@@ -147,6 +158,8 @@ def _trainer(
     batches: TrainBatches,
     evaluate: Evaluate | None,
     beside: list[TrainerCallback],
+    loss_mean: LossMean,
+    learning_rates: Mapping[str, float],
 ) -> MosgoatTrainer:
     resumed_step = step_of(run.checkpoint) if run.checkpoint else 0
     trainer = MosgoatTrainer(
@@ -157,6 +170,8 @@ def _trainer(
         run=run,
         keep_checkpoints=config.keep_checkpoints,
         evaluate=evaluate,
+        loss_mean=loss_mean,
+        learning_rates=learning_rates,
         callbacks=[
             callbacks.Cadence(plan.order.steps_per_epoch, config.evaluate_every, evaluate is not None),
             *beside,
@@ -218,6 +233,8 @@ def _result(trainer: MosgoatTrainer, plan: Plan) -> TrainResult:
         "train_seconds": max(processes.gather(trainer.clock.seconds)),
         "samples_per_second": trainer.clock.rate(),
         "peak_memory_bytes": float(peak_memory_bytes()),
+        **{f"total_{name}": value for name, value in trainer.counts.items()},
+        **{f"{name}_per_second": value / samples * trainer.clock.rate() for name, value in trainer.counts.items()},
         **trainer.last_evaluation,
     }
     _say(

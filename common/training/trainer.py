@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from common.training.window import Window, merge_windows
 TRAINED_FILE = "trained.safetensors"
 PROGRESS_FILE = "progress.json"
 Evaluate = Callable[[], Mapping[str, float]]
+LossMean = Literal["global_batch", "micro_batch"]
 T = TypeVar("T")
 
 
@@ -48,6 +49,8 @@ class MosgoatTrainer(Trainer):
         keep_checkpoints: how many of them stay.
         evaluate: measures the objective; its figures are logged with the prefix `eval_`.
         callbacks: what happens beside the optimisation.
+        loss_mean: what the loss of a step is the mean of, see `fit`.
+        learning_rates: part of a parameter's name -> its own peak learning rate.
     """
 
     control: Any  # the library's; mypy does not look into it
@@ -63,6 +66,8 @@ class MosgoatTrainer(Trainer):
         keep_checkpoints: int,
         evaluate: Evaluate | None,
         callbacks: list[TrainerCallback],
+        loss_mean: LossMean,
+        learning_rates: Mapping[str, float],
     ) -> None:
         super().__init__(model=objective, args=arguments, callbacks=callbacks)
         if self.args.tf32 is False:  # accelerate turns TF32 on for whatever is compiled
@@ -70,10 +75,12 @@ class MosgoatTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # hand num_items_in_batch to forward
         self._batches, self._order, self._run, self._keep = batches, order, run, keep_checkpoints
         self._evaluate_function = evaluate
+        self._loss_mean, self._learning_rates = loss_mean, learning_rates
         self.window = Window(self.args.device)
         self.clock = Clock()
         self._last_logged_step = 0
         self.loss_sum = 0.0  # over all steps that were logged
+        self.counts: dict[str, float] = {}  # likewise
         self.last_evaluation: dict[str, float] = {}
 
     # ---- data ----
@@ -93,6 +100,24 @@ class MosgoatTrainer(Trainer):
         assert isinstance(items, Tensor), "a batch must hold the tensor 'labels'"
         return items.clamp(min=1)
 
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The library's optimizer, with groups of their own for parameters that have their own learning rate."""
+        optimizer = super().create_optimizer(model)
+        named = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}
+        for part, rate in self._learning_rates.items():
+            found = 0
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if part in named[id(p)]]
+                if own:
+                    ids = {id(p) for p in own}
+                    group["params"] = [p for p in group["params"] if id(p) not in ids]
+                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+                    found += len(own)
+            assert found, f"no trained parameter has {part!r} in its name"
+        return optimizer
+
     # ---- loss ----
 
     def compute_loss(
@@ -107,15 +132,19 @@ class MosgoatTrainer(Trainer):
         step loss = sum over micro-batches m of (sum of item losses in m + n_m · balance loss of m) / N, with
         n_m the supervised items of m and N those of the global batch.
         """
+        items = (inputs["labels"] != IGNORED_LABEL).sum()
+        if self._loss_mean == "micro_batch":
+            shares = self.args.gradient_accumulation_steps * processes.world_size()
+            num_items_in_batch = items.clamp(min=1) * shares
         outputs = dict(model(**inputs, num_items_in_batch=num_items_in_batch))
         loss = outputs.pop("loss")
-        items = (inputs["labels"] != IGNORED_LABEL).sum()
+        counts = outputs.pop("counts", {})
         balance = balance_loss(self.model)
         if balance.requires_grad:
             outputs["balance_loss"] = balance
             loss = loss + balance * items / num_items_in_batch
         metrics = {name: value for name, value in outputs.items() if _is_scalar(value)}
-        self.window.add(loss, metrics, items, self.state.global_step + 1)
+        self.window.add(loss, metrics, counts, items, self.state.global_step + 1)
         return loss * (self.accelerator.num_processes // self.get_tp_size())
 
     # ---- logging and evaluation ----
@@ -129,14 +158,17 @@ class MosgoatTrainer(Trainer):
         if "learning_rate" not in logs:
             return  # the library's closing line; `fit` reports these figures
         steps = self.state.global_step - self._last_logged_step
-        means = self.window.means(steps)
+        means, counts = self.window.means(steps), self.window.counts()
         self._require_finite_losses()
         self.loss_sum += means["loss"] * steps
+        self.counts = {name: self.counts.get(name, 0.0) + value for name, value in counts.items()}
+        samples = self._samples() - self._order.samples_before(self._last_logged_step)
         self.window.clear()
         self._last_logged_step = self.state.global_step
         rate = self.clock.lap(self._samples())
         kept: dict[str, float] = {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
-        self._emit({**means, **kept, "samples_per_second": rate})
+        rates = {f"{name}_per_second": value / samples * rate for name, value in counts.items()}
+        self._emit({**means, **kept, "samples_per_second": rate, **rates})
 
     def _samples(self) -> int:
         return self._order.samples_before(self.state.global_step)
@@ -192,6 +224,7 @@ class MosgoatTrainer(Trainer):
         if checkpoint is not None:
             progress = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
             self.loss_sum, seconds = progress["loss_sum"], progress["train_seconds"]
+            self.counts = progress["counts"]
             self.last_evaluation = progress["last_evaluation"]
             self._last_logged_step = progress["last_logged_step"]
             self.window.load(_own_window(progress["windows"]))
@@ -210,6 +243,7 @@ class MosgoatTrainer(Trainer):
             "train_seconds": self.clock.seconds,
             "samples_per_second": self.clock.rate(),
             "loss_sum": self.loss_sum,
+            "counts": self.counts,
             "last_logged_step": self._last_logged_step,
             "last_evaluation": self.last_evaluation,
             "windows": processes.gather(self.window.state()),

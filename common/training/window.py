@@ -27,6 +27,7 @@ class Window:
     _loss: Tensor = field(init=False)
     _items: Tensor = field(init=False)
     _metrics: dict[str, Tensor] = field(init=False)
+    _counts: dict[str, Tensor] = field(init=False)
     _bad_step: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,13 +39,17 @@ class Window:
         self._loss = torch.zeros((), device=self.device)
         self._items = torch.zeros((), device=self.device)
         self._metrics = {}
+        self._counts = {}
 
-    def add(self, loss: Tensor, metrics: Mapping[str, Tensor], items: Tensor, step: int) -> None:
+    def add(
+        self, loss: Tensor, metrics: Mapping[str, Tensor], counts: Mapping[str, Tensor], items: Tensor, step: int
+    ) -> None:
         """Count one micro-batch; nothing waits for the device.
 
         Args:
             loss: this micro-batch's part of the step's loss, 0-dim.
             metrics: means over the micro-batch's supervised items, 0-dim.
+            counts: how many of something, such as tokens, the micro-batch held, 0-dim.
             items: number of supervised items, 0-dim.
             step: the optimizer step, counted from 1, that the micro-batch belongs to.
         """
@@ -55,6 +60,8 @@ class Window:
             # A micro-batch without supervised items has no mean; nan · 0 must not reach the sum.
             weighted = torch.where(items > 0, value.detach().float() * items, 0.0)
             self._metrics[name] = self._metrics.get(name, 0.0) + weighted
+        for name, value in counts.items():
+            self._counts[name] = self._counts.get(name, 0.0) + value.detach()
         here = torch.where(loss.isfinite(), float("inf"), float(step))
         self._bad_step = torch.minimum(self._bad_step, here)
 
@@ -71,12 +78,19 @@ class Window:
         means = {"loss": loss / steps}
         return means | {name: total / max(items, 1.0) for name, total in zip(names, sums, strict=True)}
 
+    def counts(self) -> dict[str, float]:
+        """Counts of all processes over the window; a collective call."""
+        names = sorted(self._counts)
+        own = torch.stack([self._counts[name] for name in names]).tolist() if names else []
+        return dict(zip(names, (sum(column) for column in zip(*processes.gather(own), strict=True)), strict=True))
+
     def state(self) -> dict[str, Any]:
         """The sums as plain numbers, exact, so that a resumed run logs the same figures."""
         return {
             "loss": self._loss.item(),
             "items": self._items.item(),
             "metrics": {name: value.item() for name, value in self._metrics.items()},
+            "counts": {name: value.item() for name, value in self._counts.items()},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -84,13 +98,19 @@ class Window:
         self._loss.fill_(state["loss"])
         self._items.fill_(state["items"])
         self._metrics = {name: torch.tensor(value, device=self.device) for name, value in state["metrics"].items()}
+        self._counts = {name: torch.tensor(value, device=self.device) for name, value in state["counts"].items()}
 
 
 def merge_windows(states: list[dict[str, Any]]) -> dict[str, Any]:
     """The state of one window that holds the sums of several; of none, an empty one."""
-    names = sorted({name for state in states for name in state["metrics"]})
+
+    def summed(part: str) -> dict[str, Any]:
+        names = sorted({name for state in states for name in state[part]})
+        return {name: sum(state[part].get(name, 0) for state in states) for name in names}
+
     return {
         "loss": sum(state["loss"] for state in states),
         "items": sum(state["items"] for state in states),
-        "metrics": {name: sum(state["metrics"].get(name, 0.0) for state in states) for name in names},
+        "metrics": summed("metrics"),
+        "counts": summed("counts"),
     }

@@ -102,11 +102,13 @@ def train_toy(
     resume: Resume = "auto",
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda objective: objective,
+    options: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[TrainResult, nn.Module]:
     """Train the toy into `output`; gives the result and the trained objective.
 
-    `wrap` is applied to the objective before training, to make it fail; `changes` go to `train_config`.
+    `wrap` is applied to the objective before training, to make it fail; `options` go to `fit`, `changes` to
+    `train_config`.
     """
     recipe = ToyRecipe(train_config(**changes), adapter_config(method, dropout, balance_coef), str(output))
     run = RunDirectory.create(output, recipe, resume=resume)
@@ -118,6 +120,7 @@ def train_toy(
         config=recipe.train,
         run=run,
         seed=recipe.seed,
+        **(options or {}),
         num_workers=num_workers,
         evaluate=None if evaluate is None else lambda: evaluate(objective),
     )
