@@ -14,13 +14,14 @@ from accelerate import PartialState
 from common.adapters import GOAT_TABLE_1_PARAMETERS, reset_router_load, router_load, trainable_fraction
 from common.config import TrainConfig
 from common.errors import UserError
-from common.files import atomic_write, write_json
+from common.files import write_json
 from common.recipes import parse
 from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves, plot_router_load
-from common.reporting.runs import read_json, read_metrics, series
+from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.checkpoint import writing_is_explained
+from common.training.data_report import keep_report
 from common.training.loader import default_workers
 from common.training.randomness import seed_everything
 from vit_classify.config import VitRecipe, recipe_problems, with_places
@@ -62,7 +63,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
 
     device = PartialState().device
     data = open_data(recipe.data)
-    processes.on_main(writing_is_explained(run.path)(lambda: _report_data(data, run)))
+    processes.on_main(writing_is_explained(run.path)(lambda: keep_report(data.report, run, "pictures")))
     classifier = load_model(recipe.model, data.class_names, data.templates, seed=recipe.seed, device=device)
     transform = DeviceTransform(classifier.image_size, classifier.mean, classifier.std)
 
@@ -125,22 +126,6 @@ def describe(results: dict[str, Any], output: Path) -> str:
     if results["skipped"]:
         lines.append(f"  left out             {results['skipped']} unreadable pictures, see {output}/data_report.json")
     return "\n".join([*lines, f"  everything is in     {output}"])
-
-
-def _report_data(data: VitData, run: RunDirectory) -> None:
-    """Print and keep the report; refuse to go on with other pictures than the run began with."""
-    print(data.report, file=sys.stderr, flush=True)
-    file = run.path / "data_report.json"
-    if run.state == "resumed" and file.is_file():
-        before = read_json(file)
-        if before.get("content", data.report.content) != data.report.content:
-            raise UserError(
-                f"the pictures have changed since {run.path} began: {before.get('counts')} with "
-                f"{len(before.get('skipped', []))} unreadable then, {data.report.counts} with "
-                f"{len(data.report.skipped)} unreadable now. A run that has seen both would match neither: put the "
-                "old pictures back, or begin anew with another output or overwrite=true"
-            )
-    atomic_write(file, data.report.to_json() + "\n")
 
 
 def _with_length(config: TrainConfig, data: VitData) -> TrainConfig:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from common.errors import UserError
 from common.training import RunDirectory
+from common.training.data_report import keep_report
 from vit_classify.config import DataConfig, VitRecipe
 from vit_classify.data import open_data
-from vit_classify.train import _report_data
 
 
 @pytest.fixture
@@ -47,16 +47,16 @@ def test_a_run_does_not_go_on_with_other_pictures(
     tmp_path: Path, recipe: VitRecipe, change: Callable[[Path], None]
 ) -> None:
     run = RunDirectory.create(tmp_path / "run", recipe, resume="auto")
-    _report_data(open_data(recipe.data), run)
+    keep_report(open_data(recipe.data).report, run, "pictures")
     resumed = dataclasses.replace(run, state="resumed")
     pictures = tmp_path / "pictures"
     for file in pictures.rglob("*.png"):
         file.touch()  # copied to another disk: the same pictures
-    _report_data(open_data(recipe.data), resumed)
+    keep_report(open_data(recipe.data).report, resumed, "pictures")
     change(pictures)
     report = (run.path / "data_report.json").read_text()
     with pytest.raises(UserError, match="the pictures have changed since"):
-        _report_data(open_data(recipe.data), resumed)
+        keep_report(open_data(recipe.data).report, resumed, "pictures")
     assert (run.path / "data_report.json").read_text() == report
-    _report_data(open_data(recipe.data), run)  # a new run takes what is there
+    keep_report(open_data(recipe.data).report, run, "pictures")  # a new run takes what is there
     assert json.loads((run.path / "data_report.json").read_text())["content"]
