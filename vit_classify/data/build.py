@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from common.cache import locked
 from common.errors import UserError
 from common.files import fsync_path
 from common.training.loader import outlive_signals
@@ -36,11 +36,6 @@ from vit_classify.data.store import (
 )
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def cache_root(cache_dir: str | None) -> Path:
-    """`cache_dir`, else `$MOSGOAT_CACHE`, else `~/.cache/mosgoat`."""
-    return Path(cache_dir or os.environ.get("MOSGOAT_CACHE") or "~/.cache/mosgoat").expanduser()
 
 
 class Pass:
@@ -90,7 +85,7 @@ class Pass:
         if isinstance(index, str):
             with _no_space_is_explained(self):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with _lock(self.folder, self.name):
+                with locked(self.folder, self.name):
                     index = self._make()
         if index.skipped and self.strict:
             self._refuse(*index.skipped[0])
@@ -243,23 +238,6 @@ def _read_journal(folder: Path, key: str) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # a torn last line or a missing file: what was read so far stands
     return done
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold the folder for one process. The kernel drops the lock of a process that dies, so none goes stale."""
-    with open(folder / "lock", "w") as file:
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fcntl.flock(file, fcntl.LOCK_EX)  # another process is making it; its work is used
-        except OSError as error:
-            raise UserError(
-                f"the cache of {name} cannot be locked in {folder}: {error.strerror}; "
-                "set data.cache_dir to a folder on a local disk"
-            ) from error
-        yield
 
 
 @contextlib.contextmanager

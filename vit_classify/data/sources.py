@@ -6,18 +6,17 @@ A `Source` is one split as it lies there, with nothing decoded and nothing left 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from common.cache import fingerprint_of
 from common.errors import UserError
 from vit_classify.data.registry import SetSpec
 from vit_classify.demo import PREFIX, builtin_data_dir
@@ -57,11 +56,6 @@ class Sources:
     names: list[str]
     where: str
     warnings: list[str] = field(default_factory=list)
-
-
-def fingerprint_of(*parts: Any) -> str:
-    """SHA-256 of a JSON-serialisable description."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class FolderSource:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.cache import cache_root, fingerprint_of
 from common.config import did_you_mean
 from common.cores import usable_cores
 from common.errors import UserError
 from vit_classify.config import DataConfig
-from vit_classify.data.build import Pass, cache_root
+from vit_classify.data.build import Pass
 from vit_classify.data.registry import DEFAULT_TEMPLATES, SETS, SetSpec, plain_words
-from vit_classify.data.sources import Source, Sources, fingerprint_of, open_sources
+from vit_classify.data.sources import Source, Sources, open_sources
 from vit_classify.data.store import Store
 
 # The protocol's cap on held-out pictures and its fixed seed (Ilharco et al., datasets/registry.py).

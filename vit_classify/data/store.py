@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from common.cache import fingerprint_of
 from common.errors import UserError
 from common.files import atomic_write
 from vit_classify.data.decode import DecodeError, decode, shrink
-from vit_classify.data.sources import Source, fingerprint_of
+from vit_classify.data.sources import Source
 
 # Part of every key: raise it when the layout or the decoded pixels change.
 FORMAT = 1

@@ -9,8 +9,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from common.cache import fingerprint_of
 from common.errors import UserError
-from vit_classify.data.sources import VALIDATION_NAMES, Source, Sources, fingerprint_of
+from vit_classify.data.sources import VALIDATION_NAMES, Source, Sources
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.cache import cache_root
 from common.errors import UserError
 from vit_classify.data import build, store
-from vit_classify.data.build import Pass, cache_root
+from vit_classify.data.build import Pass
 
 MakePass = Callable[..., Pass]
 Contents = Callable[[Pass], list[bytes]]

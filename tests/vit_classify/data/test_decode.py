@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_classify.data import decode as decoding
+from common import pictures as decoding
 from vit_classify.data.decode import DecodeError, decode, shrink, shrunk_size
 
 RNG = np.random.default_rng(0)
