@@ -26,15 +26,34 @@ Method = Literal[
     "goat_principal",
     "goat_minor",
     "goat_random",
+    "goat_single",
+    "pissa",
+    "milora",
+    "flora",
+    "lora_fa",
+    "lora_fb",
+    "hydralora",
+    "adamole",
+    "rslora",
+    "dora",
+    "adalora",
+    "loha",
+    "lokr",
+    "neat",
+    "kasa",
+    "lora_dash",
+    "full_moe",
 ]
 ScalingRule = Literal["alpha_over_r", "alpha_over_sqrt_r", "alpha_over_expert_rank", "theory"]
 MixerInit = Literal["kaiming", "orthogonal", "normal", "identity", "zero"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu"]
 Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "linear", "constant"]
 Resume = Literal["auto", "never", "must"]
 
 _ROUTED = frozenset({"num_experts", "top_k", "balance_coef"})
-_LOW_RANK = frozenset({"alpha", "target_modules", "scaling"})
+_LOW_RANK = frozenset({"alpha", "dropout", "target_modules", "scaling"})
+_LYCORIS = frozenset({"alpha", "rank_dropout", "module_dropout", "target_modules"})
 _GOAT_FAMILY = ("goat", "goat_plus", "goat_principal", "goat_minor", "goat_random")
 
 # Which optional adapter settings have an effect on which method; a setting that would be ignored is an
@@ -47,6 +66,20 @@ OPTIONS: dict[str, frozenset[str]] = {
     "moslora": _LOW_RANK | {"mixer_init"},
     "molora": _LOW_RANK | _ROUTED,
     **{name: _LOW_RANK | _ROUTED | {"rho", "eta"} for name in _GOAT_FAMILY},
+    "goat_single": _LOW_RANK | {"num_experts", "rho", "eta"},  # num_experts: how many segments it starts from
+    **dict.fromkeys(("pissa", "milora", "flora", "lora_fa", "lora_fb"), _LOW_RANK),
+    "hydralora": _LOW_RANK | {"num_experts"},  # every head acts on every token: nothing to choose or to balance
+    "adamole": _LOW_RANK | {"num_experts", "balance_coef"},
+    "rslora": _LOW_RANK - {"scaling"},
+    "dora": _LOW_RANK,
+    "adalora": (_LOW_RANK - {"scaling"})
+    | {"init_r", "tinit", "tfinal", "delta_t", "beta1", "beta2", "orthogonal_coef"},
+    "loha": _LYCORIS,
+    "lokr": _LYCORIS | {"decompose_both", "decompose_factor"},
+    "neat": frozenset({"target_modules", "scaling", "depth", "activation"}),
+    "kasa": _LOW_RANK | {"singular_coef", "orthogonal_coef"},
+    "lora_dash": _LOW_RANK | {"num_directions", "dash_steps"},
+    "full_moe": _ROUTED | {"target_modules"},
 }
 
 
@@ -57,23 +90,40 @@ class AdapterConfig:
     Args:
         method: the adapter; docs/adapters.md explains each. `full` trains every weight,
             `linear_probe` only a new head.
-        r: total rank (over all experts) of every adapted layer.
+        r: total rank (over all experts) of every adapted layer; without effect on methods that have none.
         alpha: numerator of the scaling; none given: 16. Not to be given where `scaling` is `theory` or a number.
-        dropout: probability with which an entry of a layer's input is dropped before A.
+        dropout: probability with which an entry of a layer's input is dropped before A; none given: 0.05.
         target_modules: names (or ends of names) of the layers to adapt; none given: the pipeline's own.
-        scaling: the factor s before B·A; none given: the method's own ([G] Theorem 3.5 for GOAT).
+        scaling: the factor s before B·A; none given: the method's own ([G] Theorem 3.5 for GOAT, 1 for neat).
         mixer_init: start of the mixer of MoSLoRA; none given: `kaiming`.
         num_experts: number of experts of routed methods; none given: 8.
         top_k: how many experts each token uses; none given: 2.
         rho: [G] eq. 14, divides the start values; none given: 10.
         eta: [G] Theorem 3.5, learning-rate ratio of full fine-tuning to LoRA; none given: 1.
         balance_coef: weight of the balance loss summed over layers; none given: top_k · 1e-3.
+        init_r: rank at the start, of which AdaLoRA keeps r on average; none given: 1.5 · r.
+        tinit: steps before AdaLoRA takes ranks away; none given: a tenth of the run.
+        tfinal: last steps, in which AdaLoRA's ranks stay as they are; none given: half of the run.
+        delta_t: steps between two of AdaLoRA's allocations; none given: a hundredth of the run, at most 10.
+        beta1: smoothing of AdaLoRA's sensitivity; none given: 0.85.
+        beta2: smoothing of AdaLoRA's uncertainty; none given: 0.85.
+        orthogonal_coef: weight of the loss that keeps A and B orthogonal; none given: 0.5 for adalora, 1e-3 for kasa.
+        singular_coef: weight of the squares of KaSA's singular values in the loss; none given: 1e-4.
+        rank_dropout: probability with which a row of LoHa's or LoKr's update is dropped; none given: 0.
+        module_dropout: probability with which a layer goes without LoHa's or LoKr's update; none given: 0.
+        decompose_both: whether LoKr's small factor is of low rank too; none given: no.
+        decompose_factor: size of LoKr's small factor; none given: -1, the factors as square as can be.
+        depth: hidden layers of NEAT's encoder, and of its decoder; none given: 0.
+        activation: nonlinearity of NEAT; none given: `relu`.
+        num_directions: how many singular directions LoRA-Dash trains; none given: 8.
+        dash_steps: steps as plain LoRA before LoRA-Dash chooses its directions; none given: 100, at most half of
+            the run.
     """
 
     method: Method = "lora"
     r: int = 8
     alpha: float | None = None
-    dropout: float = 0.05
+    dropout: float | None = None
     target_modules: list[str] | None = None
     scaling: ScalingRule | float | None = None
     mixer_init: MixerInit | None = None
@@ -82,6 +132,22 @@ class AdapterConfig:
     rho: float | None = None
     eta: float | None = None
     balance_coef: float | None = None
+    init_r: int | None = None
+    tinit: int | None = None
+    tfinal: int | None = None
+    delta_t: int | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    orthogonal_coef: float | None = None
+    singular_coef: float | None = None
+    rank_dropout: float | None = None
+    module_dropout: float | None = None
+    decompose_both: bool | None = None
+    decompose_factor: int | None = None
+    depth: int | None = None
+    activation: Activation | None = None
+    num_directions: int | None = None
+    dash_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +161,7 @@ class TrainConfig:
         gradient_accumulation_steps: micro-batches a process runs in one step; saves memory.
         learning_rate: peak learning rate of AdamW.
         weight_decay: AdamW's decoupled weight decay.
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up; a number below 1 is a share of all steps.
         schedule: course of the learning rate after the warm-up, down to zero unless constant.
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
         precision: `bf16` keeps frozen weights in bfloat16 and trained ones in float32 under autocast.
@@ -114,7 +180,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
-    warmup_steps: int = 100
+    warmup_steps: int | float = 100
     schedule: Schedule = "cosine"
     max_grad_norm: float = 1.0
     precision: Precision = "bf16"
@@ -133,7 +199,7 @@ def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[st
     options = OPTIONS[config.method]
     for key in sorted(frozenset.union(*OPTIONS.values())):
         value = getattr(config, key)
-        if value is not None and key not in options:
+        if value is not None and key not in options and (key, value) != ("dropout", 0):
             able = ", ".join(method for method in get_args(Method) if key in OPTIONS[method])
             found.append(
                 f"{section}.{key}={value} has no effect with {section}.method={config.method}; "
@@ -148,18 +214,40 @@ def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[st
     found += _scaling_problems(config, section)
     if config.r < 1:
         found.append(f"{section}.r={config.r} must be at least 1")
-    if not 0 <= config.dropout < 1:
-        found.append(f"{section}.dropout={config.dropout} must lie in [0, 1)")
+    found += _range_problems(config, section)
     if config.method == "ts_mixing" and config.r % 2:
         found.append(f"{section}.r={config.r} must be even for ts_mixing: the butterfly has two halves")
+    if "num_experts" in options:
+        found += _expert_problems(config, section)
+    if config.init_r is not None and config.init_r <= config.r:
+        found.append(f"{section}.init_r={config.init_r} must exceed {section}.r={config.r}, which is kept of it")
+    return found
+
+
+def _range_problems(config: AdapterConfig, section: str) -> list[str]:
+    found = []
+    for key in ("dropout", "rank_dropout", "module_dropout"):
+        value = getattr(config, key)
+        if value is not None and not 0 <= value < 1:
+            found.append(f"{section}.{key}={value} must lie in [0, 1)")
+    for key in ("beta1", "beta2"):
+        value = getattr(config, key)
+        if value is not None and not 0 < value < 1:
+            found.append(f"{section}.{key}={value} must lie strictly between 0 and 1")
     for key in ("alpha", "scaling", "rho", "eta"):
         value = getattr(config, key)
         if isinstance(value, int | float) and value <= 0:
             found.append(f"{section}.{key}={value} must be positive")
-    if config.balance_coef is not None and config.balance_coef < 0:
-        found.append(f"{section}.balance_coef={config.balance_coef} must not be negative")
-    if "num_experts" in options:
-        found += _expert_problems(config, section)
+    for key in ("balance_coef", "orthogonal_coef", "singular_coef", "tinit", "tfinal", "depth"):
+        value = getattr(config, key)
+        if value is not None and value < 0:
+            found.append(f"{section}.{key}={value} must not be negative")
+    for key in ("delta_t", "num_directions", "dash_steps"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            found.append(f"{section}.{key}={value} must be at least 1")
+    if config.decompose_factor is not None and config.decompose_factor < 1 and config.decompose_factor != -1:
+        found.append(f"{section}.decompose_factor={config.decompose_factor} must be -1 or at least 1")
     return found
 
 
@@ -168,18 +256,21 @@ def _scaling_problems(config: AdapterConfig, section: str) -> list[str]:
     if "scaling" not in options:
         return []
     impossible = [] if "num_experts" in options else ["alpha_over_expert_rank"]
-    if config.method == "lora":  # PEFT's own knows no such rule
+    if config.method in ("lora", "dora"):  # PEFT's own know no such rule
         impossible.append("theory")
+    if config.method == "neat":  # which has no alpha
+        impossible = list(get_args(ScalingRule))
     if config.scaling not in impossible:
         return []
     able = [rule for rule in get_args(ScalingRule) if rule not in impossible]
-    return [f"{section}.scaling={config.scaling} is not for {config.method}; use {', '.join(able)} or a number"]
+    words = f"{', '.join(able)} or a number" if able else "a number"
+    return [f"{section}.scaling={config.scaling} is not for {config.method}; use {words}"]
 
 
 def uses_alpha(config: AdapterConfig) -> bool:
     """Whether the scaling of a low-rank method is computed from alpha."""
     if config.scaling is None:
-        return config.method not in _GOAT_FAMILY
+        return config.method not in (*_GOAT_FAMILY, "goat_single")
     return isinstance(config.scaling, str) and config.scaling != "theory"
 
 
@@ -191,7 +282,7 @@ def with_method(config: AdapterConfig, method: Method) -> AdapterConfig:
     if method == config.method:
         return config
     kept = {key: getattr(config, key) for key in OPTIONS[method] - {"scaling"}}
-    changed = AdapterConfig(method=method, r=config.r, dropout=config.dropout, **kept)
+    changed = AdapterConfig(method=method, r=config.r, **kept)
     return changed if uses_alpha(changed) else replace(changed, alpha=None)
 
 
@@ -201,7 +292,7 @@ def _expert_problems(config: AdapterConfig, section: str) -> list[str]:
     if experts < 2:
         return [f"{section}.num_experts={experts} must be at least 2"]
     found = []
-    if config.r % experts:
+    if config.r % experts and config.method != "full_moe":
         fitting = ", ".join(str(experts * i) for i in (1, 2, 3))
         found.append(f"{section}.r={config.r} is not a multiple of {section}.num_experts={experts}; use {fitting}, ...")
     if not 1 <= top_k <= experts:
@@ -228,6 +319,8 @@ def train_problems(config: TrainConfig, section: str = "train") -> list[str]:
         value = getattr(config, key)
         if value is not None and value < bound:
             found.append(f"{section}.{key}={value} must be at least {bound}")
+    if config.warmup_steps >= 1 and config.warmup_steps != int(config.warmup_steps):
+        found.append(f"{section}.warmup_steps={config.warmup_steps} must be a whole number, or a share below 1")
     for key in ("epochs", "learning_rate"):
         value = getattr(config, key)
         if value is not None and value <= 0:

@@ -101,13 +101,23 @@ def save_local(
     Returns:
         The directory.
     """
+    return write_local(model.state_dict(), model_cfg, directory, preprocess)
+
+
+def write_local(
+    state: Mapping[str, Tensor],
+    model_cfg: Mapping[str, Any],
+    directory: str | Path,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Path:
+    """`save_local` of a state dict; sizes that OpenAI's own files carry along are left out."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     described = {"model_cfg": dict(model_cfg), "preprocess_cfg": {**openai_preprocess(), **(preprocess or {})}}
     (directory / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n")
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    kept = {key: value.detach().cpu().contiguous() for key, value in state.items() if key not in _EXTRA}
     activation = "quick_gelu" if model_cfg.get("quick_gelu", False) else "gelu"
-    save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt", "activation": activation})
+    save_file(kept, directory / WEIGHTS_FILE, metadata={"format": "pt", "activation": activation})
     return directory
 
 

@@ -9,20 +9,18 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.adapters import attach
+from common.adapters.files import load_adapter, save_adapter
 from common.config import AdapterConfig, Method, Precision
 from common.errors import UserError
 from common.files import write_json
@@ -162,12 +160,7 @@ def save_run(classifier: VitClassifier, run_dir: str | Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     head, tower = classifier.head, classifier.tower
     if isinstance(tower, PeftModel):
-        temporary = run_dir / "adapter.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        tower.save_pretrained(temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's model card, with nothing filled in
-        shutil.rmtree(run_dir / "adapter", ignore_errors=True)
-        os.replace(temporary, run_dir / "adapter")
+        save_adapter(tower, run_dir / "adapter")
     elif classifier.method == "full":
         _write_tensors(tower, run_dir / "model.safetensors")
     _write_tensors(head, run_dir / "head.safetensors")
@@ -218,33 +211,8 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> VitClas
     if classifier.method == "full":
         load_strictly(classifier.tower, read_tensors(path / "model.safetensors"), path / "model.safetensors")
     elif classifier.method != "linear_probe":
-        classifier.tower = _load_adapter(classifier.tower, path / "adapter")
+        classifier.tower = load_adapter(classifier.tower, path / "adapter")
     return classifier.requires_grad_(False).to(device).eval()
-
-
-def _load_adapter(tower: nn.Module, directory: Path) -> PeftModel:
-    file = directory / "adapter_model.safetensors"
-    if not file.is_file():  # PEFT would go on and ask the Hub, or open a pickle
-        raise UserError(f"{file} is missing; did the run finish?")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            saved = set(opened.keys())
-            broken = [name for name in sorted(saved) if not opened.get_tensor(name).isfinite().all()]
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged or incomplete: {error}") from error
-    if broken:
-        raise UserError(f"{file} is damaged: {len(broken)} tensors are not finite, the first: {broken[0]}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
-            model = PeftModel.from_pretrained(tower, str(directory))
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{directory} does not fit the base: {str(error).strip()}") from error
-    wanted = set(get_peft_model_state_dict(model))
-    if saved != wanted:  # PEFT only warns of the one and drops the other
-        missing, unexpected = sorted(wanted - saved), sorted(saved - wanted)
-        raise UserError(f"{file} does not fit the base: missing {missing[:4]}, unexpected {unexpected[:4]}")
-    return model
 
 
 def _assemble(tower: nn.Module, head: ZeroShotHead | LinearHead, base: Base) -> VitClassifier:

@@ -16,8 +16,10 @@ from common.config import TrainConfig
 from common.errors import UserError
 from common.files import write_json
 from common.recipes import parse
+from common.reporting.adapter_plots import plot_router_load
+from common.reporting.diagnostics import write_diagnostics
 from common.reporting.labels import method_label
-from common.reporting.plots import plot_curves, plot_router_load
+from common.reporting.plots import plot_curves
 from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.checkpoint import writing_is_explained
@@ -165,6 +167,7 @@ def _write(
             plot_curves(
                 run.plots / f"{key}.png", {method_label(recipe.adapter.method): course}, ylabel=label, percent=percent
             )
+    write_diagnostics(run.path, classifier)
     if load:
         write_json(run.path / "router_load.json", load)
         plot_router_load(run.plots / "router_load.png", load)

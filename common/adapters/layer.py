@@ -14,10 +14,12 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from common.adapters.config import MosgoatConfig
-from common.adapters.project import project
-from common.adapters.routing import RoutingRecord, route
-from common.adapters.spec import LayerSpec, start_values
+from common.adapters.config import Mixer, MosgoatConfig
+from common.adapters.mixing import fold, mix_experts
+from common.adapters.project import autocast_device, project
+from common.adapters.quantised import is_quantised
+from common.adapters.routing import RoutingRecord
+from common.adapters.spec import MIXER_NAMES, LayerSpec, start_values
 from common.adapters.start import require_fitting_rank
 from common.errors import UserError
 
@@ -35,8 +37,9 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     merged: bool
     get_base_layer: Callable[[], nn.Linear]
 
-    adapter_layer_names = ("mosgoat_A", "mosgoat_B", "mosgoat_mixer", "mosgoat_router")
-    other_param_names = ("mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale", "specs", "scaling", "routing")
+    adapter_layer_names = ("mosgoat_A", "mosgoat_B", "mosgoat_sigma", *MIXER_NAMES)
+    frozen_names = ("mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale", "mosgoat_U", "mosgoat_V")
+    other_param_names = (*frozen_names, "specs", "scaling", "routing")
 
     def __init__(self, base_layer: nn.Linear, name: str) -> None:
         super().__init__()
@@ -44,13 +47,18 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         self.name = name
         self.in_features = base_layer.in_features
         self.out_features = base_layer.out_features
-        self.mosgoat_A = nn.ParameterDict()  # (r, in), experts stacked as rows
+        self.mosgoat_A = nn.ParameterDict()  # (r, in), experts stacked as rows; (d, in) where they share it
         self.mosgoat_B = nn.ParameterDict()  # (out, r), experts stacked as columns
-        self.mosgoat_mixer = nn.ParameterDict()  # (r, r)
+        self.mosgoat_mixer = nn.ParameterDict()  # (r, r), its diagonal (r,) in KaSA
         self.mosgoat_router = nn.ParameterDict()  # (E, in)
+        self.mosgoat_threshold = nn.ParameterDict()  # (1, in), AdaMoLE
+        self.mosgoat_threshold_bias = nn.ParameterDict()  # (1,)
         self.mosgoat_A0 = BufferDict(persistent=True)  # start of A, kept for the residual
         self.mosgoat_B0 = BufferDict(persistent=True)
         self.mosgoat_segment_scale = BufferDict(persistent=True)  # (E,), GOAT+
+        self.mosgoat_sigma = nn.ParameterDict()  # (t,), LoRA-Dash: Δσ of t singular directions of W0
+        self.mosgoat_U = BufferDict(persistent=True)  # (out, t), zero until they are chosen
+        self.mosgoat_V = BufferDict(persistent=True)  # (t, in)
         self.specs: dict[str, LayerSpec] = {}
         self.scaling: dict[str, float] = {}  # the s in use; diffusers changes it
         self.routing: dict[str, RoutingRecord] = {}
@@ -59,14 +67,15 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
 
     # -- making and moving adapters ------------------------------------------------------------------------
 
-    def add_adapter(self, adapter: str, config: MosgoatConfig, r: int, alpha: float) -> None:
+    def add_adapter(self, adapter: str, config: MosgoatConfig, r: int, alpha: float, mixer: Mixer) -> None:
         """Make the weights of a new adapter on the base weight's device, in float32; the tuner activates it."""
+        config.require_rank(r, mixer, self.name)
         require_fitting_rank(r, self.in_features, self.out_features, self.name)
-        spec = LayerSpec.of(config, r, alpha, self.in_features)
+        spec = LayerSpec.of(config, r, alpha, mixer, self.in_features)
         self.specs[adapter], self.scaling[adapter] = spec, spec.scaling
         if config.routed:
             self.routing[adapter] = RoutingRecord()
-        for name, value in start_values(config, spec, self.get_base_layer()).items():
+        for name, value in start_values(config, spec, self.get_base_layer(), self.name).items():
             getattr(self, name)[adapter] = nn.Parameter(value) if name in self.adapter_layer_names else value
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -88,7 +97,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # unlike PEFT's, keeps the dtype: a detour over the base's bfloat16 would round the float32 masters
         target = device if device is not None else self.get_base_layer().weight.device
-        for name in (*self.adapter_layer_names, "mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale"):
+        for name in (*self.adapter_layer_names, *self.frozen_names):
             store = getattr(self, name)
             if adapter_name in store and store[adapter_name].device.type != "meta":
                 store[adapter_name] = store[adapter_name].to(target)
@@ -119,9 +128,10 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     def _add_update(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
         spec = self.specs[adapter]
         dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        with torch.autocast(x.device.type, enabled=False):
+        kind = autocast_device(x)
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, enabled=False):
             mixed = self._mixed(x.reshape(-1, self.in_features), adapter, spec, dtype)  # (N, r or 2r)
             up = self._up(adapter, spec, self.scaling[adapter]).to(dtype)  # (out, r or 2r)
             flat = y.reshape(-1, self.out_features)
@@ -133,52 +143,37 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         """M(x)·A·drop(x), and behind it A0·x where there is a residual; (N, r or 2r)."""
         p = spec.dropout if self.training else 0.0
         residual = adapter in self.mosgoat_A0
-        routed = spec.mixer == "topk"
-        down = self.mixed_down(adapter)
-        plain = [self.mosgoat_A0[adapter]] if residual else []
-        exact = None
-        if routed and torch.promote_types(dtype, torch.float32) == dtype:
-            plain.append(self.mosgoat_router[adapter])
-        elif routed:
-            exact = self.mosgoat_router[adapter].float()  # logits in float32 whatever the activations are
-
-        if p:
-            h, rest, logits = project(x, down, torch.cat(plain) if plain else None, exact, p, dtype)
-        else:
-            h, _, logits = project(x, torch.cat([down, *plain]), None, exact, 0.0, dtype)
-            h, rest = h[:, : spec.r], h[:, spec.r :]
-        if routed:
-            if logits is None:
-                assert rest is not None
-                rest, logits = rest[:, : -spec.num_experts], rest[:, -spec.num_experts :]
-            weights, chosen = route(logits, spec.top_k)  # (N, E), (N, k)
-            self.routing[adapter].keep(logits, chosen, self.training)
-            h = (h.unflatten(-1, (spec.num_experts, -1)) * weights.unsqueeze(-1)).flatten(-2).to(dtype)
-        if not residual:
-            return h
-        assert rest is not None
-        return torch.cat([h, rest], dim=-1)
+        h, rest, logits = project(
+            x, self.mixed_down(adapter), self.mosgoat_A0[adapter] if residual else None, self._gate(adapter), p, dtype
+        )
+        if logits is not None:
+            bias = self.mosgoat_threshold_bias[adapter] if spec.mixer == "threshold" else None
+            h = mix_experts(h, logits, bias, spec, self.routing[adapter], self.training).to(dtype)
+        return h if rest is None else torch.cat([h, rest], dim=-1)
 
     def mixed_down(self, adapter: str) -> Tensor:
-        """M·A (r, in) for a mixer that does not depend on x, A alone for a routed one.
+        """M·A (r, in) for a mixer that does not depend on x, above V where there is one; A alone for a routed one."""
+        spec = self.specs[adapter]
+        down = fold(spec.mixer, self.mosgoat_A[adapter], self.mosgoat_mixer.get(adapter))
+        return torch.cat([down, self.mosgoat_V[adapter]]) if spec.num_directions else down
 
-        Folding M into A makes such a mixer cost nothing per token.
-        """
-        a = self.mosgoat_A[adapter]
-        mixer = self.specs[adapter].mixer
-        if mixer == "dense":
-            return self.mosgoat_mixer[adapter] @ a
-        if mixer == "butterfly":
-            top, bottom = a.chunk(2)  # [M] eq. 6
-            return torch.cat([top + bottom, top + bottom])
-        return a
+    def _gate(self, adapter: str) -> Tensor | None:
+        """The matrix whose product with x gives the logits: the router (E, in), above the threshold's row if any."""
+        spec = self.specs[adapter]
+        if spec.mixer == "threshold":
+            return torch.cat([self.mosgoat_router[adapter], self.mosgoat_threshold[adapter]])
+        return self.mosgoat_router[adapter] if spec.routed else None
 
     def _up(self, adapter: str, spec: LayerSpec, scaling: float) -> Tensor:
         """s·B, and beside it -s·mean_mixing·B0 where there is a residual; (out, r or 2r)."""
         factor: Tensor | float = scaling
         if adapter in self.mosgoat_segment_scale:
-            factor = scaling * self.mosgoat_segment_scale[adapter].repeat_interleave(spec.r // spec.num_experts)
+            factor = scaling * self.mosgoat_segment_scale[adapter].repeat_interleave(spec.expert_rank)
         up = self.mosgoat_B[adapter] * factor
+        if spec.num_directions:
+            # LoRA-Dash: s·B·A + Σ Δσᵢ·uᵢ·vᵢᵀ; another strength than trained holds for both
+            directions = self.mosgoat_U[adapter] * self.mosgoat_sigma[adapter]  # (out, t)
+            return torch.cat([up, directions * (scaling / spec.scaling)], dim=1)
         if adapter not in self.mosgoat_B0:
             return up
         # [G] eq. 15: W0 - (s/E)·Σ B0ⁱA0ⁱ, exact on average over the routing
@@ -196,11 +191,12 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
             UserError: for a routed adapter, whose update differs from token to token.
         """
         spec = self.specs[adapter]
-        if spec.mixer == "topk":
+        if spec.routed:
+            chosen = {"topk": f"{spec.top_k} of", "threshold": "those above its threshold of", "shared_a": "all"}
             raise UserError(
-                f"adapter {adapter!r} routes every token to {spec.top_k} of {spec.num_experts} experts, so no single "
-                "weight equals it: it cannot be merged into the base model or exported as a plain LoRA; keep it as "
-                "an adapter, or train moslora or lora instead"
+                f"adapter {adapter!r} routes every token to {chosen[spec.mixer]} {spec.num_experts} experts, so no "
+                "single weight equals it: it cannot be merged into the base model or exported as a plain LoRA; keep "
+                "it as an adapter, or train moslora or lora instead"
             )
         down = self.mixed_down(adapter)
         if adapter in self.mosgoat_A0:
@@ -227,8 +223,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         if not names:
             return
         weight = self.get_base_layer().weight
-        # 4-bit weights are packed, into a floating dtype too where FSDP is to shard them
-        if not weight.is_floating_point() or weight.shape != (self.out_features, self.in_features):
+        if is_quantised(self.get_base_layer()):
             raise UserError(
                 f"layer {self.name} has a quantised weight ({weight.dtype}), which would be rounded again by merging; "
                 "load the base model in bfloat16 or float32 to merge into it"
@@ -252,7 +247,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may turn the adapter into a LoRA."""
-        return adapter_name in self.specs and self.specs[adapter_name].mixer != "topk"
+        return adapter_name in self.specs and not self.specs[adapter_name].routed
 
     # -- diffusers -----------------------------------------------------------------------------------------
 

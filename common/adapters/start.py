@@ -13,16 +13,22 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
+# Below this share of the largest singular value the vectors are found again, among themselves: a float64 Gram
+# matrix, which squares the ratio, knows σ = 1e-3·σmax to ten digits but σ = 1e-8·σmax not at all.
+_RESOLVED = 1e-3
+
 
 def svd_segments(weight: Tensor, starts: list[int], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Segments of the singular value decomposition W = U · diag(σ) · Vᵀ with σ descending.
 
-    The decomposition comes from the eigenvectors of the float64 Gram matrix of the smaller side: faster than
-    `torch.linalg.svd`, and a float32 decomposition loses the tail segments. Only the asked-for vectors of the
-    larger side are made.
+    The decomposition comes from the eigenvectors of the float64 Gram matrix of the smaller side, those of its
+    small eigenvalues from the Gram matrix of what W does to them: faster than `torch.linalg.svd`, and close to it
+    in float64 (`benchmarks/svd.py`): a segment errs by 1e-10 at σ = 1e-4·σmax, by 1e-7 at σ = 1e-7·σmax, where
+    a float32 weight ends in rounding, and by 1e-5 at σ = 1e-9·σmax. A float32 decomposition loses the tail
+    segments. Only the asked-for vectors of the larger side are made.
 
     Args:
-        weight: W, (out, in), any real dtype, on the device that is to do the work.
+        weight: W, (out, in), any real dtype, finite, on the device that is to do the work.
         starts: index of the first triplet of each of E segments, 0 is the largest singular value.
         width: d, number of triplets of a segment.
 
@@ -32,14 +38,33 @@ def svd_segments(weight: Tensor, starts: list[int], width: int) -> tuple[Tensor,
     w = weight.detach().to(torch.float64)
     tall = w.shape[0] >= w.shape[1]
     small = w if tall else w.T  # (large, h)
-    _, vectors = torch.linalg.eigh(small.T @ small)  # columns in ascending order
-    index = torch.cat([torch.arange(start, start + width) for start in starts]).to(w.device)
-    inner = vectors.flip(-1)[:, index]  # (h, E·d)
+    index = torch.cat([torch.arange(start, start + width) for start in starts])
+    vectors = _right_vectors(small, int(index.max()) + 1)
+    inner = vectors[:, index.to(w.device)]  # (h, E·d)
     outer = small @ inner  # (large, E·d) = σ times the other side's vectors
     sigma = outer.norm(dim=0)
     # a rank-deficient weight has σ = 0 in its tail: such a triplet stays zero and must not become NaN
     outer = outer / sigma.clamp_min(torch.finfo(torch.float64).tiny)
     return (outer, sigma, inner) if tall else (inner, sigma, outer)
+
+
+def _right_vectors(w: Tensor, needed: int) -> Tensor:
+    """Right singular vectors (h, h) of W (large, h) float64, σ descending; accurate are the first `needed`."""
+    found: list[Tensor] = []
+    rest = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)  # (h, t) spans the vectors not found yet
+    noise = 0.0
+    while True:
+        part = w if not found else w @ rest  # (large, t)
+        squares, vectors = torch.linalg.eigh(part.T @ part)
+        squares, vectors = squares.flip(-1), vectors.flip(-1)
+        vectors = vectors if not found else rest @ vectors  # (h, t)
+        largest = float(squares[0])
+        noise = noise or 1e-28 * largest  # what rounding leaves of a zero in float64, squared
+        resolved = int((squares > _RESOLVED**2 * largest).sum())
+        if resolved >= needed or resolved == len(squares) or largest <= noise:
+            return torch.cat([*found, vectors], dim=1)
+        found.append(vectors[:, :resolved])
+        rest, needed = vectors[:, resolved:], needed - resolved
 
 
 def segment_starts(rule: str, smaller_side: int, num_experts: int, width: int) -> list[int]:
@@ -109,13 +134,32 @@ def svd_start(
     return SvdStart((v * factor).T.float().contiguous(), (u * factor).float().contiguous(), relative.float())
 
 
-def random_a(rule: str, r: int, in_features: int) -> Tensor:
-    """Start of A (r, in) on the CPU: `kaiming` uniform with a=√5 as in LoRA, `gaussian` with std 1/r."""
-    a = torch.empty(r, in_features, device="cpu", dtype=torch.float32)
+def random_a(rule: str, rows: int, in_features: int) -> Tensor:
+    """Start of A (rows, in) on the CPU.
+
+    Args:
+        rule: `kaiming`: uniform with a=√5 as in LoRA; `gaussian`: std 1/rows; `gaussian_b`: zero;
+            `kaiming_both`: std 1/√(2·rows), Kaiming-normal with a=√3 over the rank as FLoRA's released code has it.
+        rows: r, or d where experts share one A.
+        in_features: of the layer.
+    """
+    a = torch.empty(rows, in_features, device="cpu", dtype=torch.float32)
     if rule == "gaussian":
-        return nn.init.normal_(a, std=1 / r)
+        return nn.init.normal_(a, std=1 / rows)
+    if rule == "gaussian_b":
+        return nn.init.zeros_(a)
+    if rule == "kaiming_both":
+        return nn.init.normal_(a, std=(2 * rows) ** -0.5)
     assert rule == "kaiming", rule
     return nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+
+
+def random_b(rule: str, out_features: int, r: int) -> Tensor:
+    """Start of B (out, r) on the CPU: zero but for `gaussian_b` (std 1/√out) and `kaiming_both` (std 1/√(2r))."""
+    b = torch.zeros(out_features, r, device="cpu", dtype=torch.float32)
+    if rule == "gaussian_b":
+        return nn.init.normal_(b, std=out_features**-0.5)
+    return nn.init.normal_(b, std=(2 * r) ** -0.5) if rule == "kaiming_both" else b
 
 
 def mixer_start(rule: str, r: int) -> Tensor:
@@ -140,3 +184,13 @@ def require_fitting_rank(r: int, in_features: int, out_features: int, layer: str
             f"r={r} is larger than the smaller side of layer {layer} ({in_features} -> {out_features}); "
             f"use r <= {min(in_features, out_features)} or give this layer its own rank with rank_pattern"
         )
+
+
+def require_finite(weight: Tensor, layer: str) -> Tensor:
+    """Give `weight` back, or raise `UserError` if it cannot be decomposed."""
+    if not torch.isfinite(weight).all():
+        raise UserError(
+            f"the weight of layer {layer} has values that are not finite (NaN or infinite), so no singular values to "
+            "start the adapter from; load the base model again, in float32 or bfloat16 if it was cast to float16"
+        )
+    return weight

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from common.adapters.layer import MosgoatLinear
-from common.adapters.routing import RoutingRecord, load_balance
+from common.adapters.routing import RoutingRecord, expert_counts, load_balance
 from common.adapters.spec import LayerSpec
+from common.adapters.upcycled import UpcycledLinear, UpcycledSpec
 
 # The denominator of [G] Table 1's column "# Params (%)" for ViT-B/32; it reproduces every row.
 GOAT_TABLE_1_PARAMETERS = 88_715_520
@@ -30,24 +32,41 @@ def balance_loss(model: nn.Module) -> Tensor:
     Returns:
         0-dim float32, already times the coefficient; zero when no routed adapter was active in training.
     """
-    groups: dict[tuple[object, ...], list[tuple[Tensor, Tensor, Tensor | None, float]]] = defaultdict(list)
-    for _, spec, record in _routed(model):
-        if record.logits is not None and record.chosen is not None:
-            mask = record.mask_for(record.logits.shape[0])
-            key = (record.logits.shape, spec.top_k, record.logits.device, id(mask), spec.balance_weight)
-            groups[key].append((record.logits, record.chosen, mask, spec.balance_weight))
+    return balance_and_load(model)[0]
+
+
+def balance_and_load(model: nn.Module) -> tuple[Tensor, dict[tuple[str, ...], Tensor]]:
+    """`balance_loss`, and how often each expert was chosen in the same forward pass.
+
+    Nothing waits for the device, and what gradient checkpointing computes again is not counted again.
+
+    Args:
+        model: any module with routed adapters somewhere below.
+
+    Returns:
+        The balance loss, and names of layers -> (layers, E) on their device: how many tokens chose each expert,
+        int64; the sum of its routing weights, floating, where every expert acts on every token.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[str, Tensor | None, Tensor, Tensor | None]]] = defaultdict(list)
+    for name, spec, record in _routed(model):
+        if record.chosen is not None:
+            chosen, mask = record.chosen, record.mask_for(record.chosen.shape[0])
+            kind = (chosen.shape, chosen.dtype, chosen.device, id(mask), record.logits is None)
+            groups[(spec.balance_weight, spec.num_experts, *kind)].append((name, record.logits, chosen, mask))
     total: Tensor | None = None
-    for layers in groups.values():
+    load = {}
+    for (weight, num_experts, *_), layers in groups.items():
         # layers of one shape at once: a handful of kernels instead of a handful per layer
-        logits = torch.stack([layer[0] for layer in layers])  # (layers, N, E)
-        chosen = torch.stack([layer[1] for layer in layers])  # (layers, N, k)
-        _, _, mask, weight = layers[0]
-        loss = load_balance(logits, chosen, mask).sum() * weight
-        total = loss if total is None else total + loss.to(total.device)
+        names, logits, choices, masks = zip(*layers, strict=True)
+        chosen, mask = torch.stack(choices), masks[0]  # (layers, N, k), or (layers, N, E)
+        load[names] = expert_counts(chosen, num_experts, mask)
+        if logits[0] is not None:
+            loss = load_balance(torch.stack(logits), chosen, mask, load[names]).sum() * weight
+            total = loss if total is None else total + loss.to(total.device)
     if total is None:
         parameter = next(model.parameters(), None)
-        return torch.zeros((), device=None if parameter is None else parameter.device)
-    return total.float()
+        total = torch.zeros((), device=None if parameter is None else parameter.device)
+    return total.float(), load
 
 
 def set_token_mask(model: nn.Module, mask: Tensor | None) -> None:
@@ -141,9 +160,9 @@ def trainable_fraction(model: nn.Module, total: int | None = None) -> ParameterC
     return ParameterCount(trainable, sum(p.numel() for p in parameters) if total is None else total)
 
 
-def _routed(model: nn.Module) -> Iterator[tuple[str, LayerSpec, RoutingRecord]]:
+def _routed(model: nn.Module) -> Iterator[tuple[str, LayerSpec | UpcycledSpec, RoutingRecord]]:
     for name, layer in model.named_modules():
-        if isinstance(layer, MosgoatLinear):
+        if isinstance(layer, MosgoatLinear | UpcycledLinear):
             for adapter in layer.active_adapters:
                 if adapter in layer.routing:
                     yield name, layer.specs[adapter], layer.routing[adapter]

@@ -1,44 +1,22 @@
-"""Pictures of runs: curves, bars with the spread of seeds, confusion matrices, router load.
+"""Pictures of runs: curves, bars with the spread of seeds, confusion matrices.
 
-Readable without colour: every line has its own marker and dash pattern, every bar its hatch. The colours
-are Okabe and Ito's (2008), which people with the common colour-vision deficiencies can tell apart. The
-figures are drawn with matplotlib's Agg backend and hold no global state, so that any thread may draw.
+Readable without colour: every line has its own marker and dash pattern, every bar its hatch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm, TwoSlopeNorm
-from matplotlib.figure import Figure
+from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from common.reporting import canvas
 from common.reporting.tables import Spread
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
-
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.8,
-    "hatch.linewidth": 0.6,
-    "svg.fonttype": "none",
-    "legend.frameon": False,
-}
 
 
 def plot_curves(
@@ -69,11 +47,11 @@ def plot_curves(
         `path`.
     """
     assert 0 <= smooth < 1, smooth
-    with rc_context(_STYLE):
-        figure, axes = _figure(7.0, 4.0)
+    with rc_context(canvas.STYLE):
+        figure, axes = canvas.new_figure(7.0, 4.0)
         for index, (label, (steps, values)) in enumerate(runs.items()):
             x, y = np.asarray(steps, float), np.asarray(values, float)
-            look = _look(index)
+            look = canvas.look(index)
             if smooth:
                 axes.plot(x, y, color=look["color"], linewidth=0.6, alpha=0.35)
                 y = moving_average(y, smooth)
@@ -85,9 +63,9 @@ def plot_curves(
         axes.set_ylabel(ylabel + (" (smoothed)" if smooth else ""))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _legend(axes, len(runs))
-        return _save(figure, path, title, svg)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))  # with as many decimals as the ticks need
+        canvas.legend(axes, len(runs))
+        return canvas.save(figure, path, title, svg)
 
 
 def moving_average(values: np.ndarray, weight: float) -> np.ndarray:
@@ -136,8 +114,8 @@ def plot_bars(
         `path`.
     """
     groups = list(dict.fromkeys(group for method in values.values() for group in method))
-    with rc_context(_STYLE):
-        figure, axes = _figure(max(5.0, 1.6 + 0.36 * len(groups) * (len(values) + 1)), 4.0)
+    with rc_context(canvas.STYLE):
+        figure, axes = canvas.new_figure(max(5.0, 1.6 + 0.36 * len(groups) * (len(values) + 1)), 4.0)
         width = 0.8 / max(1, len(values))
         for index, (method, by_group) in enumerate(values.items()):
             at = [position + (index - (len(values) - 1) / 2) * width for position in range(len(groups))]
@@ -157,8 +135,8 @@ def plot_bars(
         axes.set_ylim(bottom=0)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _legend(axes, len(values) + 1, below=True)
-        return _save(figure, path, title, svg)
+        canvas.legend(axes, len(values) + 1, below=True)
+        return canvas.save(figure, path, title, svg)
 
 
 def _draw_bars(
@@ -176,8 +154,8 @@ def _draw_bars(
         [spread.mean for _, spread, _ in present],
         width * 0.92,
         label=label,
-        color=PALETTE[index % len(PALETTE)],
-        hatch=HATCHES[index % len(HATCHES)],
+        color=canvas.PALETTE[index % len(canvas.PALETTE)],
+        hatch=canvas.HATCHES[index % len(canvas.HATCHES)],
         edgecolor="white",
     )
     assert len(bar) == len(present)
@@ -218,8 +196,8 @@ def plot_confusion(
     names = [_shorten(name, 24) for name in class_names]
     every = max(1, math.ceil(classes / 60))
     side = min(11.0, max(4.0, 0.32 * (classes / every) + 1.6))
-    with rc_context(_STYLE | {"axes.grid": False}):
-        figure, axes = _figure(side + 1.0, side)
+    with rc_context(canvas.STYLE | {"axes.grid": False}):
+        figure, axes = canvas.new_figure(side + 1.0, side)
         # The root makes a confusion of a few percent visible beside a diagonal near 100 %.
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         ticks = range(0, classes, every)
@@ -232,8 +210,8 @@ def plot_confusion(
             spine.set_visible(False)
         if classes <= 20:
             _write_counts(axes, counts, shares)
-        _shade_bar(figure, image, axes, "share of the true class")
-        return _save(figure, path, title, svg)
+        canvas.shade_bar(figure, image, axes, "share of the true class")
+        return canvas.save(figure, path, title, svg)
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
@@ -243,97 +221,7 @@ def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
             axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8, color=colour)
 
 
-def plot_router_load(path: Path, load: Mapping[str, Sequence[float]], *, title: str = "", svg: bool = False) -> Path:
-    """Draw which share of the routed slots each expert of each layer got ([G] Figure 7).
-
-    White is the balanced share 1/E; layers are drawn from the first at the top to the last.
-
-    Args:
-        path: PNG file to write.
-        load: layer name -> (E,) shares that add up to one; the same E in every layer.
-        title: heading; none where the page has one.
-        svg: also write the picture as SVG beside the PNG.
-
-    Returns:
-        `path`.
-    """
-    shares = np.asarray([np.asarray(row, float) for row in load.values()])  # (L, E)
-    layers, experts = shares.shape
-    balanced = 1 / experts
-    every = max(1, math.ceil(layers / 80))
-    with rc_context(_STYLE | {"axes.grid": False}):
-        row_height = 0.24 if layers <= 36 else 0.15
-        figure, axes = _figure(4.2 + 0.5 * experts, 1.4 + row_height * layers / every)
-        norm = TwoSlopeNorm(balanced, vmin=0, vmax=max(2 * balanced, float(shares.max())))
-        image = axes.imshow(shares, cmap="PuOr_r", norm=norm, aspect="auto")
-        axes.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)])
-        names = short_layer_names(load)
-        axes.set_yticks(range(0, layers, every), [names[i] for i in range(0, layers, every)], fontsize=7)
-        axes.set_xlabel("expert")
-        axes.set_ylabel("layer")
-        if layers <= 80:
-            for (row, column), share in np.ndenumerate(shares):
-                colour = "white" if abs(float(norm(share)) - 0.5) > 0.36 else "black"
-                axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=6.5, color=colour)
-        _shade_bar(figure, image, axes, f"share of the routed slots (balanced: {balanced:.1%})")
-        return _save(figure, path, title, svg)
-
-
-def short_layer_names(names: Iterable[str]) -> list[str]:
-    """Layer names without the dotted parts that all of them begin with."""
-    parts = [name.split(".") for name in names]
-    common = 0
-    while len(parts) > 1 and all(len(part) > common + 1 for part in parts):
-        if len({part[common] for part in parts}) > 1:
-            break
-        common += 1
-    return [".".join(part[common:]) for part in parts]
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _look(index: int) -> dict[str, Any]:
-    # Dash patterns move on with each round of colours, so that line 9 does not look like line 1.
-    turn = index + index // len(PALETTE)
-    return {
-        "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[turn % len(DASHES)],
-    }
-
-
-def _legend(axes: Axes, entries: int, below: bool = False) -> None:
-    if not axes.get_legend_handles_labels()[1]:
-        return
-    if below or entries > 6:
-        columns = min(4, entries)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, fontsize=9)
-    else:
-        axes.legend(fontsize=9)
-
-
-def _shade_bar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
 def _shorten(name: str, length: int) -> str:
     # From the middle: names that begin alike, such as those of traffic signs, differ at their end.
     tail = length // 2
     return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
-
-
-def _save(figure: Figure, path: Path, title: str, svg: bool) -> Path:
-    if title:
-        figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No date or version in the file, so that the same numbers give the same bytes.
-    figure.savefig(path, dpi=150, facecolor="white", bbox_inches="tight", metadata={"Software": None})
-    if svg:
-        figure.savefig(path.with_suffix(".svg"), facecolor="white", bbox_inches="tight", metadata={"Date": None})
-    return path

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from common.errors import UserError
+from common.files import read_json_lines
+
+# Pictures that `write_diagnostics` puts into the `plots` of a run.
+SPECTRA_PLOT, MIXERS_PLOT, LOAD_PLOT = "singular_values.png", "mixers.png", "router_load_training.png"
 
 
 @dataclass(frozen=True)
@@ -118,3 +123,22 @@ def series(metrics: Iterable[Mapping[str, Any]], key: str, x: str = "step") -> t
     """The course of one metric: x values and values of the lines that have both (null is not a value)."""
     pairs = [(line[x], line[key]) for line in metrics if line.get(key) is not None and line.get(x) is not None]
     return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
+
+
+def training_load(file: Path) -> dict[str, list[float]]:
+    """Each expert's share of the tokens in the last quarter of a training, the part in which it has settled.
+
+    Args:
+        file: `router_load.jsonl` of a run.
+
+    Returns:
+        Layer name -> shares that add up to 1; empty without the file or where nothing was routed.
+    """
+    lines = read_json_lines(file)
+    last = max((line["step"] for line in lines), default=0)
+    total: dict[str, np.ndarray] = {}
+    for line in lines:
+        if line["step"] > 0.75 * last:
+            for name, tokens in line["tokens"].items():
+                total[name] = total.get(name, 0.0) + np.asarray(tokens, float)
+    return {name: (tokens / tokens.sum()).tolist() for name, tokens in total.items() if tokens.sum() > 0}

@@ -37,6 +37,10 @@ class Spread:
         numbers = list(values)
         return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
+    def times(self, factor: float) -> Spread:
+        """The same in another unit."""
+        return Spread(self.mean * factor, None if self.deviation is None else self.deviation * factor, self.n)
+
 
 Value = str | int | float | Spread | None
 

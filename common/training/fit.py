@@ -191,6 +191,16 @@ class _Begin(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.restore_progress(self._checkpoint)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.schedule.before_step(state.global_step + 1)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.schedule.after_step(state.global_step + 1)
+
 
 def _train(trainer: MosgoatTrainer, run: RunDirectory, plan: Plan, seed: int) -> None:
     randomness.seed_everything(seed, processes.rank())

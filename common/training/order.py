@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 IGNORED_LABEL = -100
+FILLER = "filler"  # key of a batch that only fills an empty share
 
 SampleKey = tuple[int, int]
 """(epoch, index): all that a sample, its augmentation included, may depend on beside the run's seed."""
@@ -183,7 +184,7 @@ class KeyedSamples(Dataset[tuple[Any, bool]]):
 
 @dataclass(frozen=True)
 class KeyedCollate:
-    """The pipeline's `collate`, after which a filler's labels are made to count nothing."""
+    """The pipeline's `collate`, after which a filler is marked and its labels are made to count nothing."""
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
 
@@ -193,4 +194,5 @@ class KeyedCollate:
         if any(filler for _, filler in samples):
             labels: Tensor = batch["labels"]
             batch["labels"] = torch.full_like(labels, IGNORED_LABEL)
+            batch[FILLER] = torch.tensor(True)
         return batch

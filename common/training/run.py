@@ -94,6 +94,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def router_load(self) -> Path:
+        """How many tokens each expert of each layer got in training, one JSON object for each line of `metrics`."""
+        return self.path / "router_load.jsonl"
+
+    @property
     def results(self) -> Path:
         """The measured result; its presence means that the run is finished."""
         return self.path / "results.json"
@@ -253,7 +258,8 @@ def _prepare(run: RunDirectory, recipe: dict[str, Any]) -> None:
             first = _read_json(run.environment)
         now = {**first, "resumed": [*first.get("resumed", []), {"step": step_of(run.checkpoint), **now}]}
     write_json(run.environment, now)
-    cut_json_lines(run.metrics, -1 if run.checkpoint is None else step_of(run.checkpoint))
+    for file in (run.metrics, run.router_load):
+        cut_json_lines(file, -1 if run.checkpoint is None else step_of(run.checkpoint))
 
 
 def _checkpoint_to_go_on_from(path: Path) -> Path | None:

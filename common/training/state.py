@@ -1,8 +1,8 @@
 """The part of a model that training changes, as one safetensors file.
 
 It is a few megabytes where the frozen base is gigabytes: the trainable parameters, the persistent buffers
-of modules that own one of them, and the frozen tensors of the adapters (the start values of GOAT), so that a
-resumed run does not depend on how an adapter was initialised.
+of modules that own one of them, the frozen tensors of the adapters (the start values of GOAT), so that a resumed
+run does not depend on how an adapter was initialised, and what methods with a schedule keep of it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.adapters import adapter_tensors
+from common.adapters import adapter_tensors, schedule_tensors
 from common.errors import UserError
 
 _SHOWN = 5
 
 
 def trained_state(objective: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `objective` that a checkpoint has to hold, by their names in its `state_dict`.
+    """The tensors of `objective` that a checkpoint has to hold, by their names in it.
 
     They are the module's own tensors, not copies.
     """
     state = {name: tensor.detach() for name, tensor in objective.named_parameters() if tensor.requires_grad}
     state.update(_trained_buffers(objective))
     state.update({name: tensor.detach() for name, tensor in adapter_tensors(objective).items()})
+    state.update(schedule_tensors(objective))
     return state
 
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from common.adapters import balance_loss
+from common.adapters import AdapterSchedule, auxiliary_loss, balance_and_load
 from common.errors import UserError
 from common.files import fsync_path
 from common.training import checkpoint as checkpoints
-from common.training import processes, randomness
+from common.training import processes, randomness, router_load
 from common.training.clock import Clock, reset_peak_memory
 from common.training.loader import TrainBatches
-from common.training.order import IGNORED_LABEL, EpochOrder
+from common.training.order import FILLER, IGNORED_LABEL, EpochOrder
 from common.training.run import RunDirectory
 from common.training.state import load_trained_state, save_trained_state, trained_state
 from common.training.window import Window, merge_windows
@@ -69,6 +69,7 @@ class MosgoatTrainer(Trainer):
         loss_mean: LossMean,
         learning_rates: Mapping[str, float],
     ) -> None:
+        self.schedule = AdapterSchedule(objective, arguments.max_steps)
         super().__init__(model=objective, args=arguments, callbacks=callbacks)
         if self.args.tf32 is False:  # accelerate turns TF32 on for whatever is compiled
             torch.backends.cuda.matmul.allow_tf32 = False
@@ -129,9 +130,10 @@ class MosgoatTrainer(Trainer):
     ) -> Any:
         """This micro-batch's part of the step's loss, times the number of processes that DDP divides by.
 
-        step loss = sum over micro-batches m of (sum of item losses in m + n_m · balance loss of m) / N, with
-        n_m the supervised items of m and N those of the global batch.
+        step loss = sum over micro-batches m of (sum of item losses in m + n_m · (balance loss of m + loss of
+        the weights alone)) / N, with n_m the supervised items of m and N those of the global batch.
         """
+        filler = inputs.pop(FILLER, None) is not None
         items = (inputs["labels"] != IGNORED_LABEL).sum()
         if self._loss_mean == "micro_batch":
             shares = self.args.gradient_accumulation_steps * processes.world_size()
@@ -139,12 +141,17 @@ class MosgoatTrainer(Trainer):
         outputs = dict(model(**inputs, num_items_in_batch=num_items_in_batch))
         loss = outputs.pop("loss")
         counts = outputs.pop("counts", {})
-        balance = balance_loss(self.model)
+        balance, load = balance_and_load(self.model)
         if balance.requires_grad:
             outputs["balance_loss"] = balance
             loss = loss + balance * items / num_items_in_batch
+        if self.schedule.has_loss:
+            outputs["auxiliary_loss"] = auxiliary = auxiliary_loss(self.model)
+            loss = loss + auxiliary * items / num_items_in_batch
         metrics = {name: value for name, value in outputs.items() if _is_scalar(value)}
-        self.window.add(loss, metrics, counts, items, self.state.global_step + 1)
+        if filler:
+            counts, load = {}, {}
+        self.window.add(loss, metrics, counts, items, self.state.global_step + 1, load)
         return loss * (self.accelerator.num_processes // self.get_tp_size())
 
     # ---- logging and evaluation ----
@@ -158,7 +165,7 @@ class MosgoatTrainer(Trainer):
         if "learning_rate" not in logs:
             return  # the library's closing line; `fit` reports these figures
         steps = self.state.global_step - self._last_logged_step
-        means, counts = self.window.means(steps), self.window.counts()
+        means, counts, load = self.window.means(steps), self.window.counts(), self.window.router_load()
         self._require_finite_losses()
         self.loss_sum += means["loss"] * steps
         self.counts = {name: self.counts.get(name, 0.0) + value for name, value in counts.items()}
@@ -168,7 +175,9 @@ class MosgoatTrainer(Trainer):
         rate = self.clock.lap(self._samples())
         kept: dict[str, float] = {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
         rates = {f"{name}_per_second": value / samples * rate for name, value in counts.items()}
-        self._emit({**means, **kept, "samples_per_second": rate, **rates})
+        self._emit({**means, **kept, "samples_per_second": rate, **rates, **router_load.summary(load)})
+        if load and processes.is_main():
+            router_load.append(self._run.router_load, self.state.global_step, load)
 
     def _samples(self) -> int:
         return self._order.samples_before(self.state.global_step)
@@ -229,6 +238,7 @@ class MosgoatTrainer(Trainer):
             self._last_logged_step = progress["last_logged_step"]
             self.window.load(_own_window(progress["windows"]))
             rate = progress["samples_per_second"]
+            self.schedule.resume(self.state.global_step)
         self.clock = Clock(self._samples(), seconds, rate)
         reset_peak_memory()
 
@@ -276,8 +286,9 @@ class MosgoatTrainer(Trainer):
     def _finish_checkpoint(self, partial: Path, progress: dict[str, Any]) -> None:
         self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         (partial / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
-        if self._run.metrics.exists():
-            fsync_path(self._run.metrics)  # no line up to this step may be missing after a resume
+        for file in (self._run.metrics, self._run.router_load):
+            if file.exists():
+                fsync_path(file)  # no line up to this step may be missing after a resume
         manifest = {
             "step": self.state.global_step,
             "world_size": processes.world_size(),

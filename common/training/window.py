@@ -28,6 +28,7 @@ class Window:
     _items: Tensor = field(init=False)
     _metrics: dict[str, Tensor] = field(init=False)
     _counts: dict[str, Tensor] = field(init=False)
+    _load: dict[tuple[str, ...], Tensor] = field(init=False)
     _bad_step: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,9 +41,16 @@ class Window:
         self._items = torch.zeros((), device=self.device)
         self._metrics = {}
         self._counts = {}
+        self._load = {}
 
     def add(
-        self, loss: Tensor, metrics: Mapping[str, Tensor], counts: Mapping[str, Tensor], items: Tensor, step: int
+        self,
+        loss: Tensor,
+        metrics: Mapping[str, Tensor],
+        counts: Mapping[str, Tensor],
+        items: Tensor,
+        step: int,
+        load: Mapping[tuple[str, ...], Tensor] | None = None,
     ) -> None:
         """Count one micro-batch; nothing waits for the device.
 
@@ -52,6 +60,7 @@ class Window:
             counts: how many of something, such as tokens, the micro-batch held, 0-dim.
             items: number of supervised items, 0-dim.
             step: the optimizer step, counted from 1, that the micro-batch belongs to.
+            load: names of layers -> (layers, E), how many of the micro-batch's tokens each expert got.
         """
         loss = loss.detach().float()
         self._loss += loss
@@ -62,6 +71,8 @@ class Window:
             self._metrics[name] = self._metrics.get(name, 0.0) + weighted
         for name, value in counts.items():
             self._counts[name] = self._counts.get(name, 0.0) + value.detach()
+        for names, found in (load or {}).items():
+            self._load[names] = self._load[names] + found if names in self._load else found
         here = torch.where(loss.isfinite(), float("inf"), float(step))
         self._bad_step = torch.minimum(self._bad_step, here)
 
@@ -84,6 +95,13 @@ class Window:
         own = torch.stack([self._counts[name] for name in names]).tolist() if names else []
         return dict(zip(names, (sum(column) for column in zip(*processes.gather(own), strict=True)), strict=True))
 
+    def router_load(self) -> dict[str, list[float]]:
+        """Layer name -> how many tokens of all processes each expert got over the window; a collective call."""
+        return _sum_of_loads([load for loads in processes.gather(self._plain_load()) for load in loads])
+
+    def _plain_load(self) -> list[list[Any]]:
+        return [[list(names), tokens.tolist()] for names, tokens in self._load.items()]
+
     def state(self) -> dict[str, Any]:
         """The sums as plain numbers, exact, so that a resumed run logs the same figures."""
         return {
@@ -91,6 +109,7 @@ class Window:
             "items": self._items.item(),
             "metrics": {name: value.item() for name, value in self._metrics.items()},
             "counts": {name: value.item() for name, value in self._counts.items()},
+            "router_load": self._plain_load(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -99,6 +118,10 @@ class Window:
         self._items.fill_(state["items"])
         self._metrics = {name: torch.tensor(value, device=self.device) for name, value in state["metrics"].items()}
         self._counts = {name: torch.tensor(value, device=self.device) for name, value in state["counts"].items()}
+        self._load = {
+            (name,): torch.tensor([tokens], device=self.device)
+            for name, tokens in _sum_of_loads(state["router_load"]).items()
+        }
 
 
 def merge_windows(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -113,4 +136,13 @@ def merge_windows(states: list[dict[str, Any]]) -> dict[str, Any]:
         "items": sum(state["items"] for state in states),
         "metrics": summed("metrics"),
         "counts": summed("counts"),
+        "router_load": [load for state in states for load in state["router_load"]],
     }
+
+
+def _sum_of_loads(loads: list[list[Any]]) -> dict[str, list[float]]:
+    total: dict[str, list[float]] = {}
+    for names, tokens in loads:
+        for name, row in zip(names, tokens, strict=True):
+            total[name] = [a + b for a, b in zip(total[name], row, strict=True)] if name in total else row
+    return total

@@ -52,6 +52,20 @@ def test_defaults_of_every_method_are_sound(method: Method) -> None:
         (AdapterConfig(dropout=1.0), ["adapter.dropout=1.0", "[0, 1)"]),
         (AdapterConfig(method="goat", rho=0.0), ["adapter.rho=0.0", "positive"]),
         (AdapterConfig(method="goat", balance_coef=-1.0), ["adapter.balance_coef=-1.0", "negative"]),
+        (AdapterConfig(method="loha", dropout=0.1), ["adapter.dropout=0.1", "no effect", "moslora"]),
+        (AdapterConfig(method="full", dropout=0.1), ["adapter.dropout=0.1", "no effect"]),
+        (AdapterConfig(method="rslora", scaling=2.0), ["adapter.scaling=2.0", "no effect", "lora"]),
+        (AdapterConfig(method="dora", scaling="theory"), ["adapter.scaling=theory", "dora", "alpha_over_r"]),
+        (AdapterConfig(method="neat", scaling="alpha_over_r"), ["adapter.scaling=alpha_over_r", "neat", "a number"]),
+        (AdapterConfig(method="adalora", init_r=8), ["adapter.init_r=8", "exceed adapter.r=8"]),
+        (AdapterConfig(method="adalora", beta1=1.0), ["adapter.beta1=1.0", "between 0 and 1"]),
+        (AdapterConfig(method="adalora", delta_t=0), ["adapter.delta_t=0", "at least 1"]),
+        (AdapterConfig(method="adalora", tfinal=-1), ["adapter.tfinal=-1", "negative"]),
+        (AdapterConfig(method="kasa", singular_coef=-1.0), ["adapter.singular_coef=-1.0", "negative"]),
+        (AdapterConfig(method="loha", module_dropout=1.0), ["adapter.module_dropout=1.0", "[0, 1)"]),
+        (AdapterConfig(method="lokr", decompose_factor=0), ["adapter.decompose_factor=0", "-1 or at least 1"]),
+        (AdapterConfig(method="lora_dash", dash_steps=0), ["adapter.dash_steps=0", "at least 1"]),
+        (AdapterConfig(method="full_moe", top_k=9), ["adapter.top_k=9", "between 1 and"]),
     ],
 )
 def test_impossible_adapter_is_named(config: AdapterConfig, words: list[str]) -> None:
@@ -82,6 +96,14 @@ def test_accumulation_must_divide_the_batch() -> None:
     assert "train.gradient_accumulation_steps=4" in problem
 
 
+def test_no_dropout_is_no_problem_where_a_method_has_none() -> None:
+    assert adapter_problems(AdapterConfig(method="neat", dropout=0.0)) == []
+
+
+def test_the_rank_of_a_method_without_rank_need_not_fit_its_experts() -> None:
+    assert adapter_problems(AdapterConfig(method="full_moe", r=12)) == []
+
+
 def test_all_problems_are_reported_together() -> None:
     with pytest.raises(UserError, match=r"(?s)2 problems.*first.*second"):
         require_sound(["first", "second"])
@@ -92,7 +114,8 @@ def test_with_method_keeps_what_applies_and_drops_what_does_not() -> None:
     for method in get_args(Method):
         changed = with_method(base, method)
         assert adapter_problems(changed) == [], method
-        assert (changed.method, changed.r, changed.dropout) == (method, 16, 0.2)
+        assert (changed.method, changed.r) == (method, 16)
+        assert changed.dropout == (0.2 if "dropout" in OPTIONS[method] else None)
     assert with_method(base, "moslora").alpha == 4
     assert with_method(base, "goat").alpha is None
     assert with_method(base, "goat").target_modules == ["q"]

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
+from common.reporting.groups import RunGroup
+from common.reporting.labels import method_label
 from common.reporting.runs import Run, read_run
 from common.reporting.tables import Spread
 
@@ -39,6 +41,11 @@ class MethodRuns:
     pictures: tuple[str, ...]
     labels: npt.NDArray[np.str_]
     predicted: npt.NDArray[np.str_]
+
+    @property
+    def group(self) -> RunGroup:
+        """The runs under the method's name, as reports take them."""
+        return RunGroup(method_label(self.method), self.runs)  # type: ignore[arg-type]
 
     @property
     def classes(self) -> int:

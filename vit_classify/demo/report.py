@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from common.config import Method
 from common.files import atomic_write
 from common.reporting.labels import method_label
-from common.reporting.page import Block, Code, Facts, Figure, Figures, Page, Section, Text, write_page
-from common.reporting.plots import plot_bars, plot_confusion, plot_curves, plot_router_load
-from common.reporting.runs import series
+from common.reporting.page import Block, Facts, Figure, Figures, Page, Section, Text, write_page
+from common.reporting.plots import plot_bars, plot_confusion
+from common.reporting.runs import read_json
+from common.reporting.sections import curve_figure, environment_facts, load_figure, recipe_blocks
 from common.reporting.tables import Column, Row, Spread, Table, Value, render_markdown, render_text
 from vit_classify.demo import builtin_data_dir, builtin_model_dir
 from vit_classify.demo.measure import Difference, MethodRuns, collect, difference
@@ -171,7 +170,7 @@ def _sections(
     return [
         *sections,
         Section("How this was measured", _protocol(methods)),
-        Section("Recipe", _recipe(methods), folded=True),
+        Section("Recipe", recipe_blocks(methods[-1].group), folded=True),
     ]
 
 
@@ -191,19 +190,12 @@ def _bars(plots: Path, methods: Sequence[MethodRuns]) -> Figure:
 
 def _curves(plots: Path, methods: Sequence[MethodRuns]) -> list[Figure]:
     figures = []
-    for key, label, percent in (("loss", "training loss", False), ("accuracy", "accuracy on training batches", True)):
-        courses = {_label(runs): mean_course(runs, key) for runs in methods}
-        path = plot_curves(plots / f"training_{key}.png", courses, ylabel=label, percent=percent, smooth=0.6)
+    for key, label in (("loss", "training loss"), ("accuracy", "accuracy on training batches")):
+        figure = curve_figure([runs.group for runs in methods], plots, f"training_{key}.png", key, label)
+        assert figure is not None, "a run of the demo logs more than once"
         caption = f"The {label}, mean over the seeds (thin: as logged); it does not rank methods on new pictures."
-        figures.append(Figure(path, f"Course of the {label} of each method over the steps.", caption))
+        figures.append(replace(figure, caption=caption))
     return figures
-
-
-def mean_course(runs: MethodRuns, key: str) -> tuple[list[float], list[float]]:
-    """Steps and the mean over the seeds of one logged metric, at the steps that every seed logged."""
-    courses = [dict(zip(*series(run.metrics, key), strict=True)) for run in runs.runs]
-    steps = sorted(set.intersection(*(set(course) for course in courses)))
-    return steps, [float(np.mean([course[step] for course in courses])) for step in steps]
 
 
 def _samples(plots: Path, methods: Sequence[MethodRuns]) -> Figure:
@@ -229,15 +221,8 @@ def _router_file(runs: MethodRuns) -> Path:
 
 
 def _router(plots: Path, runs: MethodRuns) -> Figure:
-    load = json.loads(_router_file(runs).read_text(encoding="utf-8"))
-    path = plot_router_load(plots / f"router_load_{runs.method}.png", load, title=_label(runs))
-    shares = np.asarray(list(load.values()))
-    caption = (
-        f"{_label(runs)}, seed {runs.seeds[0]}: share of the routed slots that each expert got on the test pictures. "
-        f"Balanced is {1 / shares.shape[1]:.1%}; the least used expert of any layer got {shares.min():.1%}, "
-        f"the most used {shares.max():.1%}."
-    )
-    return Figure(path, f"Share of the routed slots by layer and expert for {_label(runs)}.", caption)
+    path = plots / f"router_load_{runs.method}.png"
+    return load_figure(runs.group, path, read_json(_router_file(runs)), "on the test pictures")
 
 
 def _protocol(methods: Sequence[MethodRuns]) -> list[Block]:
@@ -267,18 +252,7 @@ def _protocol(methods: Sequence[MethodRuns]) -> list[Block]:
     return [Text("\n\n".join((base, task, fair, limits)))]
 
 
-def _recipe(methods: Sequence[MethodRuns]) -> list[Block]:
-    run = methods[-1].runs[0]
-    return [
-        Text(f"As resolved for {_label(methods[-1])}, seed {methods[-1].seeds[0]}:"),
-        Code(yaml.safe_dump(dict(run.config), sort_keys=False)),
-    ]
-
-
 def _footer(runs: MethodRuns) -> str:
-    environment: dict[str, Any] = json.loads((runs.runs[0].path / "environment.json").read_text(encoding="utf-8"))
-    versions = environment["packages"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "peft", "transformers") if name in versions)
-    devices = ", ".join(device["name"] for device in environment["devices"])
-    cores = f"{environment['cpu_count']} cores, {devices}"
-    return f"Made by mosgoat demo · first run started {environment['started']} · {cores} · {named}"
+    facts = environment_facts(runs.runs[0])
+    told = [facts[name] for name in ("machine", "packages") if name in facts]
+    return " · ".join(["Made by mosgoat demo", f"first run started {facts.get('started', 'unknown')}", *told])

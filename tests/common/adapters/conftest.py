@@ -9,19 +9,7 @@ from torch import nn
 
 from common.adapters import build_config
 from common.adapters.layer import MosgoatLinear
-
-
-class Mlp(nn.Module):
-    """Two linear layers of different sizes and a nonlinearity: (..., 24) -> (..., 20)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(24, 40)
-        self.act = nn.Tanh()
-        self.fc2 = nn.Linear(40, 20)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+from tests.common.adapters.tiny_models import Mlp, shake
 
 
 @pytest.fixture
@@ -54,15 +42,6 @@ def adapted(mlp: Callable[[], Mlp]) -> Callable[..., peft.PeftModel]:
         return wrapped
 
     return make
-
-
-def shake(model: nn.Module) -> None:
-    """Move every trained parameter away from its start, B = 0 included."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from typing import get_args
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from torch import nn
 
 from common.adapters import (
     GOAT_TABLE_1_PARAMETERS,
     METHODS,
     MosgoatConfig,
+    UpcycledConfig,
     attach,
     build_config,
     trainable_fraction,
@@ -20,6 +21,7 @@ from common.config import OPTIONS, AdapterConfig, Method
 from common.errors import UserError
 
 MakeMlp = Callable[[], nn.Module]
+GOATS = [name for name in METHODS if name.startswith("goat")]
 
 
 def test_the_table_holds_every_method_of_the_recipes() -> None:
@@ -32,9 +34,52 @@ def test_the_table_holds_every_method_of_the_recipes() -> None:
 def test_the_tables_flags_agree_with_the_configuration(name: str) -> None:
     method = METHODS[name]
     config = build_config(name, r=8, target_modules=["x"])
-    assert method.ours == isinstance(config, MosgoatConfig)
-    routed = isinstance(config, MosgoatConfig) and config.routed
-    assert (method.routed, method.mergeable, method.exportable) == (routed, not routed, not routed)
+    assert method.ours == isinstance(config, MosgoatConfig | UpcycledConfig)
+    assert method.routed == getattr(config, "routed", False)
+    assert method.mergeable == (not method.routed)
+    if method.ours:
+        assert method.exportable == (not method.routed)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.build])
+def test_every_option_of_a_method_reaches_its_configuration(name: str) -> None:
+    given: dict[str, object] = {
+        "alpha": 3.0,
+        "dropout": 0.25,
+        "scaling": 0.7,
+        "mixer_init": "identity",
+        "num_experts": 4,
+        "top_k": 1,
+        "rho": 3.5,
+        "eta": 2.5,
+        "balance_coef": 0.75,
+        "init_r": 11,
+        "tinit": 3,
+        "tfinal": 4,
+        "delta_t": 5,
+        "beta1": 0.7,
+        "beta2": 0.6,
+        "orthogonal_coef": 0.3,
+        "singular_coef": 0.2,
+        "rank_dropout": 0.1,
+        "module_dropout": 0.15,
+        "decompose_both": True,
+        "decompose_factor": 2,
+        "depth": 1,
+        "activation": "tanh",
+        "num_directions": 5,
+        "dash_steps": 7,
+    }
+    assert set(given) == frozenset.union(*OPTIONS.values()) - {"target_modules"}
+    for key in OPTIONS[name] - {"target_modules"}:
+        plain = {} if key != "alpha" or name not in GOATS else {"scaling": "alpha_over_r"}
+        before = build_config(name, r=8, target_modules=["x"], **plain)
+        after = build_config(name, r=8, target_modules=["x"], **plain, **{key: given[key]})
+        assert settings(before) != settings(after), key
+
+
+def settings(config: PeftConfig) -> dict[str, object]:
+    return {**config.to_dict(), "schedule": getattr(config, "mosgoat_schedule", None)}
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("alpha_over_r", 2), ("alpha_over_sqrt_r", 16 / 8**0.5), (3.5, 3.5)])

@@ -1,162 +1,21 @@
-"""Parity with a transcription of the two papers in float64, written token by token and expert by expert.
+"""Properties that the papers claim or that follow from them; parity with their formulas is in test_parity.py."""
 
-It shares no code with the package. Tolerance: 1e-6 of the largest entry, a few float32 roundings.
-"""
-
+import copy
 import itertools
-import math
 from collections.abc import Callable
 
+import peft
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
 
-from common.adapters import MosgoatConfig, balance_loss, build_config
+from common.adapters import MosgoatConfig, build_config, trainable_fraction
 from common.adapters.layer import MosgoatLinear
 from common.adapters.routing import route
 
-IN, OUT, TOKENS, E, K = 24, 40, 11, 4, 2
-OURS = ("ts_mixing", "moslora", "molora", "goat", "goat_plus", "goat_principal", "goat_minor", "goat_random")
-ROUTED = ("molora", "goat", "goat_plus", "goat_principal", "goat_minor", "goat_random")
+IN, OUT, E, K = 24, 40, 4, 2
 MakeLayer = Callable[..., MosgoatLinear]
-
-
-def experts_of(method: str) -> dict[str, int]:
-    return {"num_experts": E, "top_k": K} if method in ROUTED else {}
-
-
-def make(method: str, layer_of: MakeLayer, r: int = 8, moved: bool = True, **overrides: object) -> MosgoatLinear:
-    config = build_config(method, r=r, alpha=16.0, target_modules=["x"], **experts_of(method), **overrides)
-    layer = layer_of(config, IN, OUT)
-    if moved:
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn_like(parameter)
-    return layer
-
-
-def in_float64(layer: MosgoatLinear) -> dict[str, torch.Tensor]:
-    names = {"W0": layer.base_layer.weight, "bias": layer.base_layer.bias}
-    for name in ("A", "B", "mixer", "router", "A0", "B0"):
-        store = getattr(layer, f"mosgoat_{name}")
-        if "default" in store:
-            names[name] = store["default"]
-    return {name: value.detach().double().requires_grad_() for name, value in names.items()}
-
-
-def expert_scalings(method: str, w0: torch.Tensor, r: int) -> list[float]:
-    """s of every expert, from the papers' formulas and an ordinary SVD."""
-    if method == "molora":
-        return [16.0 / (r / E)] * E
-    s = math.sqrt(3 * IN / r)  # [G] Theorem 3.5
-    if method != "goat_plus":
-        return [s] * E
-    sigma = torch.linalg.svdvals(w0)
-    h, d = min(w0.shape), r // E
-    sums = [sigma[j * (h // E) : j * (h // E) + d].sum() for j in range(E)]
-    return [s * math.sqrt(sums[0] / each) for each in sums]  # [G] eq. 83
-
-
-def transcribed(method: str, p: dict[str, torch.Tensor], x: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs (T, out) and the balance loss."""
-    d = r // E
-    outputs, probabilities, counts = [], [], [0] * E
-    scalings = expert_scalings(method, p["W0"].detach(), r)
-    for token in x:
-        y = p["W0"] @ token + p["bias"]
-        if method == "moslora":
-            y = y + 16.0 / r * (p["B"] @ (p["mixer"] @ (p["A"] @ token)))
-        elif method == "ts_mixing":
-            a1, a2, b1, b2 = p["A"][: r // 2], p["A"][r // 2 :], p["B"][:, : r // 2], p["B"][:, r // 2 :]
-            for b in (b1, b2):  # every subspace of B with every one of A
-                for a in (a1, a2):
-                    y = y + 16.0 / r * (b @ (a @ token))
-        else:
-            z = p["router"] @ token
-            best = sorted(range(E), key=lambda i, z=z: -z[i].item())[:K]
-            total = sum(z[i].exp() for i in best)
-            for i in range(E):
-                block = slice(i * d, (i + 1) * d)
-                if i in best:
-                    y = y + scalings[i] * z[i].exp() / total * (p["B"][:, block] @ (p["A"][block] @ token))
-                    counts[i] += 1
-                if "A0" in p:
-                    y = y - scalings[i] / E * (p["B0"][:, block] @ (p["A0"][block] @ token))
-            probabilities.append(z.exp() / z.exp().sum())
-        outputs.append(y)
-    loss = torch.zeros((), dtype=torch.float64)
-    if probabilities:
-        mean = torch.stack(probabilities).mean(0)
-        loss = sum(E / (K * len(x)) * counts[i] * mean[i] for i in range(E))
-    return torch.stack(outputs), loss
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    error = (actual.double() - expected).abs().max() / expected.abs().max()
-    assert error <= 1e-6, f"{what}: relative error {error:.1e}"
-
-
-@pytest.mark.parametrize("r", [4, 8])
-@pytest.mark.parametrize("method", OURS)
-def test_forward_gradients_and_balance_loss_agree_with_the_papers(method: str, r: int, layer_of: MakeLayer) -> None:
-    layer = make(method, layer_of, r=r)  # r = 4 = E: experts of rank one
-    reference = in_float64(layer)
-    torch.manual_seed(7)
-    x, g = torch.randn(TOKENS, IN), torch.randn(TOKENS, OUT)
-    x64 = x.double().requires_grad_()
-    x.requires_grad_()
-
-    y = layer(x)
-    loss = balance_loss(layer)
-    y64, loss64 = transcribed(method, reference, x64, r)
-    assert_close(y, y64, "output")
-    coefficient = K * 1e-3 if method in ROUTED else 0.0
-    assert loss.item() == pytest.approx(coefficient * loss64.item(), rel=1e-6)
-
-    ((y * g).sum() + 1e4 * loss).backward()
-    ((y64 * g.double()).sum() + 1e4 * coefficient * loss64).backward()
-    assert_close(x.grad, x64.grad, "gradient of x")
-    for name in ("A", "B", "mixer", "router"):
-        if name in reference:
-            actual = getattr(layer, f"mosgoat_{name}")["default"].grad
-            assert_close(actual, reference[name].grad, f"gradient of {name}")
-
-
-@pytest.mark.parametrize("shape", [(IN, OUT), (OUT, IN)])
-@pytest.mark.parametrize("method", [m for m in ROUTED if m not in ("molora", "goat_random")])
-def test_start_values_are_the_papers_segments(method: str, shape: tuple[int, int], layer_of: MakeLayer) -> None:
-    config = build_config(method, r=8, target_modules=["x"], num_experts=E, top_k=K)
-    layer = layer_of(config, *shape)
-    w0 = layer.base_layer.weight.detach().double()
-    u, sigma, vt = torch.linalg.svd(w0, full_matrices=False)
-    h, d, rho = min(shape), 2, 10.0
-    s = math.sqrt(3 * shape[0] / 8)
-    for j in range(E):
-        start = {"goat_principal": j * d, "goat_minor": h - (j + 1) * d}.get(method, j * (h // E))
-        part = slice(start, start + d)
-        s_j = s
-        if method == "goat_plus":
-            s_j = s * math.sqrt(sigma[:d].sum() / sigma[part].sum())
-        block = slice(j * d, (j + 1) * d)
-        a = layer.mosgoat_A["default"].detach()[block]
-        b = layer.mosgoat_B["default"].detach()[:, block]
-        # the signs of singular vectors are free, their product is not
-        assert_close(b @ a, u[:, part] * sigma[part] @ vt[part] / (s_j * rho), f"B0·A0 of expert {j}")
-        assert_close(a @ a.T, torch.diag(sigma[part]) / (s_j * rho), f"A0·A0ᵀ of expert {j}")
-    assert torch.equal(layer.mosgoat_A["default"], layer.mosgoat_A0["default"])
-    assert torch.equal(layer.mosgoat_B["default"], layer.mosgoat_B0["default"])
-
-
-def test_random_segments_are_singular_triplets_that_do_not_overlap(layer_of: MakeLayer) -> None:
-    layer = make("goat_random", layer_of, moved=False)
-    a = layer.mosgoat_A0["default"].double()
-    gram = a @ a.T
-    sigma = torch.linalg.svdvals(layer.base_layer.weight.detach().double()) / (math.sqrt(3 * IN / 8) * 10)
-    assert (gram - torch.diag(gram.diagonal())).abs().max() < 1e-6 * gram.max()  # orthogonal: all triplets differ
-    nearest = (gram.diagonal()[:, None] - sigma).abs().min(1).values
-    assert nearest.max() < 1e-6 * sigma.max()
 
 
 @pytest.mark.parametrize(("in_features", "r", "expected"), [(768, 8, 16.97), (4096, 8, 39.19), (4096, 32, 19.60)])
@@ -168,7 +27,7 @@ def test_theory_scaling_is_theorem_3_5_with_the_total_rank(in_features: int, r: 
 @pytest.mark.parametrize("method", ["goat", "goat_plus", "goat_principal"])
 def test_the_mean_effect_of_the_goat_start_is_zero(method: str, layer_of: MakeLayer) -> None:
     """[G] Theorem 3.4: averaged over every possible choice of k experts the adapted weight equals W0."""
-    layer = make(method, layer_of, moved=False)
+    layer = layer_of(build_config(method, r=8, target_modules=["x"], num_experts=E, top_k=K), IN, OUT)
     torch.manual_seed(0)
     x = torch.randn(7, IN).abs()  # so that a router row of ones gives a positive logit
     updates = []
@@ -179,6 +38,18 @@ def test_the_mean_effect_of_the_goat_start_is_zero(method: str, layer_of: MakeLa
     largest = max(update.abs().max() for update in updates)
     assert largest > 0.01  # a single choice does change the output
     assert torch.stack(updates).mean(0).abs().max() < 1e-5 * largest  # float32 sums of six terms
+
+
+@pytest.mark.parametrize("method", ["goat_single", "pissa", "milora", "flora", "lora_fa", "lora_fb"])
+def test_without_routing_the_start_changes_nothing_though_the_factors_are_not_zero(
+    method: str, layer_of: MakeLayer
+) -> None:
+    """W0 + s·B·M·A - R = W0."""
+    layer = layer_of(build_config(method, r=8, alpha=4.0, target_modules=["x"]), IN, OUT)
+    x = torch.randn(7, IN, generator=torch.Generator().manual_seed(0))
+    expected = layer.base_layer(x)
+    assert (layer(x) - expected).norm() <= 1e-6 * expected.norm()  # s·B·A - R cancels to float32 rounding
+    assert layer.mosgoat_A["default"].count_nonzero() + layer.mosgoat_B["default"].count_nonzero() > 0
 
 
 def test_random_routing_has_the_papers_mean_and_variance() -> None:
@@ -240,3 +111,105 @@ def test_the_first_step_moves_the_weight_by_the_equivalent_gradient() -> None:
     moved = (layer.get_delta_weight("default") - before) / -lr
     expected = 2.0**2 * (b @ b.T @ g + g @ a.T @ a)
     assert (moved - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def solve(layer: nn.Module, x: torch.Tensor, target: torch.Tensor) -> None:
+    """Train to the optimum of the squared error."""
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    settings = {"max_iter": 500, "tolerance_grad": 1e-12, "tolerance_change": 1e-18}
+    optimizer = torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **settings)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (layer(x) - target).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def test_lora_fa_reaches_the_closed_form_optimum_of_its_frozen_a(layer_of: MakeLayer) -> None:
+    """On a linear regression with target W*: B* = W*·XXᵀA0ᵀ(A0·XXᵀA0ᵀ)⁻¹, here divided by s."""
+    layer = layer_of(build_config("lora_fa", r=4, alpha=8.0, target_modules=["x"]), IN, OUT).double()
+    torch.manual_seed(0)
+    x, w = torch.randn(100, IN).double(), torch.randn(OUT, IN).double()
+    a0 = layer.mosgoat_A["default"].detach().clone()
+    solve(layer, x, layer.base_layer(x).detach() + x @ w.T)
+    gram = x.T @ x
+    expected = w @ gram @ a0.T @ torch.linalg.inv(a0 @ gram @ a0.T) / 2.0
+    assert torch.equal(layer.mosgoat_A["default"], a0)
+    torch.testing.assert_close(layer.mosgoat_B["default"].detach(), expected, rtol=0, atol=1e-6 * expected.abs().max())
+
+
+def test_lora_fb_reaches_the_closed_form_optimum_of_its_frozen_orthonormal_b(layer_of: MakeLayer) -> None:
+    """On a linear regression with target W*: A* = B0ᵀW*, here divided by s."""
+    layer = layer_of(build_config("lora_fb", r=4, alpha=8.0, target_modules=["x"]), IN, OUT).double()
+    torch.manual_seed(0)
+    x, w = torch.randn(100, IN).double(), torch.randn(OUT, IN).double()
+    b0 = torch.linalg.qr(torch.randn(OUT, 4).double()).Q
+    with torch.no_grad():
+        layer.mosgoat_B["default"].copy_(b0)
+    solve(layer, x, layer.base_layer(x).detach() + x @ w.T)
+    expected = b0.T @ w / 2.0
+    assert torch.equal(layer.mosgoat_B["default"], b0)
+    torch.testing.assert_close(layer.mosgoat_A["default"].detach(), expected, rtol=0, atol=1e-6 * expected.abs().max())
+
+
+def pissa_pair() -> tuple[peft.PeftModel, peft.PeftModel]:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(IN, OUT), nn.Tanh(), nn.Linear(OUT, IN))
+    ours = get_peft_model(copy.deepcopy(base), build_config("pissa", r=6, alpha=12.0, target_modules=["0", "2"]))
+    settings = {"r": 6, "lora_alpha": 12, "target_modules": ["0", "2"], "init_lora_weights": "pissa"}
+    return ours, get_peft_model(base, peft.LoraConfig(**settings))
+
+
+def test_pissa_starts_where_pefts_does_and_leaves_the_base_weight_alone() -> None:
+    ours, theirs = pissa_pair()
+    for name in ("0", "2"):
+        mine, other = (model.base_model.model.get_submodule(name) for model in (ours, theirs))
+        a, b = other.lora_A["default"].weight, other.lora_B["default"].weight
+        # signs are free, and PEFT's decomposition is in float32
+        torch.testing.assert_close(mine.mosgoat_B["default"] @ mine.mosgoat_A["default"], b @ a, rtol=0, atol=1e-6)
+        restored = other.base_layer.weight + 2.0 * b @ a  # PEFT has taken the start out of the weight itself
+        torch.testing.assert_close(mine.base_layer.weight, restored, rtol=0, atol=1e-6)
+
+
+def test_pissa_trains_as_pefts_does() -> None:
+    torch.manual_seed(1)
+    x, target = torch.randn(32, IN), torch.randn(32, IN)
+    losses: list[list[float]] = []
+    for model in pissa_pair():
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        losses.append([])
+        for _ in range(5):  # AdamW does not see the sign of a singular vector either
+            loss = (model(x) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32, five steps of 1e-2
+    assert losses[0][-1] < 0.9 * losses[0][0]
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("pissa", 8 * (IN + OUT)),
+        ("milora", 8 * (IN + OUT)),
+        ("goat_single", 8 * (IN + OUT)),
+        ("ts_mixing", 8 * (IN + OUT)),
+        ("moslora", 8 * (IN + OUT) + 8 * 8),
+        ("flora", 8 * (IN + OUT) + 8 * 8),
+        ("lora_fa", 8 * OUT),
+        ("lora_fb", 8 * IN),
+        ("molora", 8 * (IN + OUT) + 8 * IN),
+        ("goat", 8 * (IN + OUT) + 8 * IN),
+        ("adamole", 8 * (IN + OUT) + 8 * IN + IN + 1),  # and the threshold's weight and bias
+        ("hydralora", 1 * IN + 8 * OUT + 8 * IN),  # one A of rank r/E = 1
+    ],
+)
+def test_a_layer_trains_as_many_parameters_as_its_method_says(method: str, trained: int) -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(IN, OUT))
+    model = get_peft_model(net, build_config(method, r=8, target_modules=["0"]))
+    assert trainable_fraction(model).trainable == trained

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.adapters import MosgoatConfig, balance_loss, reset_router_load, router_load, set_token_mask
 from common.adapters.layer import MosgoatLinear
-from common.adapters.routing import expert_counts, load_balance, route
+from common.adapters.routing import expert_counts, load_balance, route, route_by_threshold
 
 Adapted = Callable[..., peft.PeftModel]
 
@@ -44,6 +44,47 @@ def test_logits_far_apart_stay_finite() -> None:
     weights, chosen = route(logits, 2)
     (weights.sum() + load_balance(logits, chosen)).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_equal_logits_choose_every_expert_below_any_threshold() -> None:
+    weights, chosen = route_by_threshold(torch.zeros(3, 8), torch.tensor([[-50.0], [0.0], [5.0]]))
+    torch.testing.assert_close(weights, torch.full((3, 8), 1 / 8))
+    assert chosen.all()
+
+
+def test_a_threshold_that_rounds_to_its_maximum_leaves_no_nan() -> None:
+    logits, threshold = torch.zeros(2, 8, requires_grad=True), torch.full((2, 1), 100.0, requires_grad=True)
+    weights, chosen = route_by_threshold(logits, threshold)
+    assert torch.equal(weights, torch.zeros(2, 8))  # p = τ = 1/8 in float32
+    assert chosen.all()
+    weights.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert threshold.grad.isfinite().all()
+
+
+def test_a_tie_above_the_threshold_gives_equal_weights_and_below_it_none() -> None:
+    weights, chosen = route_by_threshold(torch.tensor([[2.0, 2.0, 0.0, 0.0]]), torch.tensor([[10.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+    assert chosen.tolist() == [[True, True, False, False]]
+
+
+def test_every_token_has_an_expert_whatever_its_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, threshold = torch.randn(500, 8, generator=generator), 5 * torch.randn(500, 1, generator=generator)
+    weights, chosen = route_by_threshold(logits, threshold)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(500))
+    assert torch.equal(weights > 0, chosen)
+    assert len(set(chosen.sum(-1).tolist())) > 4  # the number differs from token to token
+
+
+def test_the_balance_loss_of_a_threshold_is_the_mean_number_of_experts_when_balanced() -> None:
+    chosen = torch.eye(4, dtype=torch.bool).repeat(3, 1)
+    for number in (1, 2):
+        each = chosen | chosen.roll(1, dims=-1) if number == 2 else chosen
+        assert load_balance(torch.zeros(12, 4), each).item() == pytest.approx(number)
+    mask = torch.arange(12) < 5
+    logits = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(load_balance(logits, chosen, mask), load_balance(logits[:5], chosen[:5]))
 
 
 def test_the_balance_loss_is_one_when_balanced_and_e_over_k_when_collapsed() -> None:
@@ -83,6 +124,13 @@ def test_the_models_balance_loss_is_the_weighted_sum_over_layers(adapted: Adapte
     torch.testing.assert_close(balance_loss(model), expected)
 
 
+def test_heads_that_all_act_have_no_balance_loss_and_keep_no_graph(adapted: Adapted) -> None:
+    model = adapted("hydralora")
+    model(torch.randn(6, 24))
+    assert balance_loss(model) == 0
+    assert all(layer.routing["default"].logits is None for layer in model.modules() if isinstance(layer, MosgoatLinear))
+
+
 def test_the_balance_loss_is_zero_without_routed_layers_in_evaluation_and_when_another_adapter_is_active(
     adapted: Adapted, mlp: Callable[[], nn.Module]
 ) -> None:
@@ -98,8 +146,9 @@ def test_the_balance_loss_is_zero_without_routed_layers_in_evaluation_and_when_a
     assert balance_loss(model) == 0
 
 
-def test_the_token_mask_reaches_the_balance_loss_and_stays_until_replaced(adapted: Adapted) -> None:
-    model = adapted()
+@pytest.mark.parametrize("method", ["goat", "adamole"])
+def test_the_token_mask_reaches_the_balance_loss_and_stays_until_replaced(method: str, adapted: Adapted) -> None:
+    model = adapted(method)
     x = torch.randn(2, 5, 24)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
     model(x[mask.bool()])
@@ -114,10 +163,11 @@ def test_the_token_mask_reaches_the_balance_loss_and_stays_until_replaced(adapte
         balance_loss(model)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients_balance_loss_included(adapted: Adapted) -> None:
+@pytest.mark.parametrize("method", ["goat", "adamole", "hydralora", "lora_fa"])
+def test_gradient_checkpointing_gives_the_same_gradients_balance_loss_included(method: str, adapted: Adapted) -> None:
     gradients = []
     for checkpointed in (False, True):
-        model = adapted(dropout=0.1, balance_coef=5.0)
+        model = adapted(method, dropout=0.1, **{"balance_coef": 5.0} if method in ("goat", "adamole") else {})
         torch.manual_seed(4)
         x = torch.randn(7, 24)
         y = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
@@ -126,7 +176,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_balance_loss_included(a
         loss.backward()
         assert torch.equal(before, torch.get_rng_state())
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-    assert any("router" in name for name in gradients[0])
+    assert any("router" in name for name in gradients[0]) or method == "lora_fa"
     for name, plain in gradients[0].items():
         assert torch.equal(plain, gradients[1][name]), name
 
@@ -141,8 +191,9 @@ def test_recomputation_in_the_backward_keeps_no_second_graph(adapted: Adapted) -
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_model_copies_while_a_balance_loss_is_pending(copier: Callable, adapted: Adapted) -> None:
-    model = adapted()
+@pytest.mark.parametrize("method", ["goat", "adamole"])
+def test_a_model_copies_while_a_balance_loss_is_pending(method: str, copier: Callable, adapted: Adapted) -> None:
+    model = adapted(method)
     x = torch.randn(3, 24)
     model(x)
     twin = copier(model)
@@ -165,6 +216,37 @@ def test_router_load_is_the_share_of_slots_over_evaluation_passes(adapted: Adapt
     assert torch.equal(router_load(model)["base_model.model.fc1"], load["base_model.model.fc1"])
     reset_router_load(model)
     assert router_load(model) == {}
+
+
+def probabilities(model: peft.PeftModel, x: torch.Tensor) -> torch.Tensor:
+    return (x @ model.base_model.model.fc1.mosgoat_router["default"].T).softmax(-1)
+
+
+def test_router_load_of_a_threshold_counts_the_experts_above_it(adapted: Adapted) -> None:
+    model = adapted("adamole", num_experts=4).eval()
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
+    set_token_mask(model, torch.arange(50) < 30)
+    model(x)
+    fc1 = model.base_model.model.fc1
+    tau = (x @ fc1.mosgoat_threshold["default"].T + fc1.mosgoat_threshold_bias["default"]).sigmoid() / 4
+    counts = (probabilities(model, x) > tau)[:30].sum(0)
+    assert 30 < counts.sum() < 120  # more than one expert a token, and not all
+    torch.testing.assert_close(router_load(model)["base_model.model.fc1"], counts / counts.sum())
+
+
+def test_router_load_of_heads_that_all_act_is_their_mean_weight(adapted: Adapted) -> None:
+    model = adapted("hydralora", num_experts=4).eval()
+    parts = torch.randn(12, 24, generator=torch.Generator().manual_seed(0)).split(5)
+    for part in parts:
+        model(part)
+    load = router_load(model)["base_model.model.fc1"]
+    assert not load.requires_grad
+    torch.testing.assert_close(load, probabilities(model, torch.cat(parts)).mean(0).detach())
+    reset_router_load(model)
+    set_token_mask(model, torch.tensor([1, 0, 1, 0, 0]))
+    model(parts[0])
+    load = router_load(model)["base_model.model.fc1"]
+    torch.testing.assert_close(load, probabilities(model, parts[0])[[0, 2]].mean(0).detach())
 
 
 def test_logits_are_float32_on_bfloat16_activations(layer_of: Callable[..., MosgoatLinear]) -> None:

@@ -9,20 +9,20 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.reporting import plots
+from common.reporting import canvas, plots
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is saved during the test."""
     figures: list[Figure] = []
-    save = plots._save
+    save = canvas.save
 
     def keep(figure: Figure, *args: Any) -> Path:
         figures.append(figure)
         return save(figure, *args)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(canvas, "save", keep)
     return figures
 
 
@@ -102,18 +102,3 @@ def test_class_names_of_a_confusion_matrix_do_not_overlap(tmp_path: Path, drawn:
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes))  # 1 pixel
     with Image.open(tmp_path / "c.png") as image:
         assert max(image.size) < 2500
-
-
-def test_router_load_is_white_at_the_balanced_share(tmp_path: Path, drawn: list[Figure]) -> None:
-    load = {"visual.blocks.0.q": [0.25, 0.25, 0.25, 0.25], "visual.blocks.1.q": [0.9, 0.1, 0.0, 0.0]}
-    plots.plot_router_load(tmp_path / "r.png", load)
-    image = drawn[0].axes[0].images[0]
-    assert float(image.norm(0.25)) == pytest.approx(0.5)
-    assert image.norm.vmin == 0
-    assert image.norm.vmax == pytest.approx(0.9)
-
-
-def test_layer_names_lose_only_what_all_share() -> None:
-    assert plots.short_layer_names(["m.visual.0.q", "m.visual.0.k", "m.visual.1.q"]) == ["0.q", "0.k", "1.q"]
-    assert plots.short_layer_names(["m.q"]) == ["m.q"]
-    assert plots.short_layer_names(["a", "a.b"]) == ["a", "a.b"]

@@ -39,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(runs: Path, name: str, whole: str) -> None:
     assert lines(runs / name) == lines(runs / whole)
+    assert (runs / name / "router_load.jsonl").read_text() == (runs / whole / "router_load.jsonl").read_text()
     expected = final(runs / whole)
     for key, value in final(runs / name).items():
         assert torch.equal(value, expected[key]), key
@@ -50,6 +51,8 @@ def test_two_processes_give_the_trajectory_of_one(runs: Path, name: str) -> None
     for key, value in final(runs / name).items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=ROUNDING, msg=key)
     assert_close_lines(lines(runs / name), lines(runs / "one"))
+    # counts of tokens, whole numbers summed over the processes
+    assert (runs / name / "router_load.jsonl").read_text() == (runs / "one" / "router_load.jsonl").read_text()
 
 
 def test_a_refusal_reaches_every_process(runs: Path) -> None:
