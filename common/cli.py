@@ -21,6 +21,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vit_classify.demo.run:main",
         "train LoRA, MoSLoRA and GOAT on a small embedded task, with a report",
     ),
+    "methods": (
+        "common.adapters.listing:main",
+        "every method of the two papers: equation, size, what can be done with it",
+    ),
+    "params": (
+        "common.counting.command:main",
+        "trained parameters and FLOPs of a method on a model, without its weights",
+    ),
+    "export": ("common.export:main", "write a run's adapter as a plain LoRA, or merged into the whole model"),
+    "report": ("common.reporting.command:main", "one page of tables and plots from any number of runs"),
     "vit train": ("vit_classify.train:main", "fine-tune a CLIP vision tower on a picture set"),
     "vit evaluate": ("eval.images:main", "measure a finished run (the same as `mosgoat eval images`)"),
     "vit prepare": ("vit_classify.prepare:main", "fetch or verify a picture set and build its cache"),
@@ -28,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vit_classify.sweep:main",
         "train methods x sets and print the paper's table with your row",
     ),
+    "llava train": ("llava.train:main", "fine-tune a LLaVA-1.5 model on visual instructions"),
+    "llava check-data": ("llava.check_data:main", "verify a file of conversations and its pictures"),
+    "llava chat": ("llava.chat:main", "talk with a finished run about a picture"),
+    "llava predict": ("llava.predict:main", "answer a file of questions with a finished run"),
     "eval images": ("eval.images:main", "top-1 and per-class accuracy of a finished run"),
 }
 
@@ -76,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 done in part (the command has said what failed), 2 the user must
-        mend something, 130 interrupted.
+        mend something, 130 interrupted, 141 its output was no longer read.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _survive_output()
@@ -99,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:
         return _fail(str(error), 2)
+    except BrokenPipeError:  # `mosgoat ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         return _fail("interrupted; a run that was begun goes on with the same command", 130)
 
