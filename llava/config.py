@@ -62,7 +62,8 @@ class DataConfig:
         max_text_tokens: longer conversations lose whole turns from their end, then text; picture tokens not counted.
         batching: `length`: samples of like length share a batch; `modality_length`: text-only samples apart as well;
             `random`: as they come; `packed`: several samples in one row, their positions restarted.
-        packed_length: tokens of a row (picture tokens counted) when packed; none given: `max_text_tokens` + a picture.
+        packed_length: tokens of a row (picture tokens counted) when packed; none given: room for two
+            of the longest samples.
         cache_dir: where verified indices are kept; none given: `$MOSGOAT_CACHE` or `~/.cache/mosgoat`.
         on_error: what a defective conversation or picture does: `skip` leaves it out, counted and named; `raise` stops.
         num_workers: processes that prepare batches; none given: one less than the cores, at most 8.

@@ -1,0 +1,187 @@
+"""`mosgoat llava train`: one run from a recipe to a measured result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from common.adapters import trainable_fraction
+from common.recipes import parse
+from common.reporting.diagnostics import write_diagnostics
+from common.reporting.labels import method_label
+from common.reporting.plots import plot_curves
+from common.reporting.runs import read_metrics, series
+from common.training import RunDirectory, fit, is_main, processes
+from common.training.checkpoint import writing_is_explained
+from common.training.data_report import keep_report
+from common.training.loader import default_workers
+from common.training.order import Grouping
+from common.training.randomness import seed_everything
+from llava.config import DataConfig, LlavaRecipe, recipe_problems, with_places
+from llava.data import Collate, Conversations, PackedSamples, TrainSamples, open_data
+from llava.evaluate import validation_loss
+from llava.model import LlavaBase, load_model, prepare_training, save_run
+from llava.objective import LlavaObjective
+
+PROG = "mosgoat llava train"
+PROJECTOR = "multi_modal_projector"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the recipe, train, print the result; exit status 0."""
+    recipe = with_places(parse(list(argv or []), LlavaRecipe, prog=PROG, problems=recipe_problems))
+    results = train(recipe)
+    if is_main():
+        print(describe(results, Path(str(recipe.output))))
+    return 0
+
+
+def train(recipe: LlavaRecipe) -> dict[str, Any]:
+    """Train one run; a collective call.
+
+    Args:
+        recipe: a sound recipe.
+
+    Returns:
+        The content of the run's `results.json`; that of a finished run, if `output` holds one of this recipe.
+
+    Raises:
+        UserError: something in the recipe, the data, the model or the directory that the user must mend.
+    """
+    recipe = with_places(recipe)
+    run = RunDirectory.create(str(recipe.output), recipe, resume=recipe.resume, overwrite=recipe.overwrite)
+    if run.state == "finished":
+        _say(f"{run.path} is finished; --overwrite true trains it anew")
+        return run.read_results()
+
+    device = PartialState().device
+    # Rank 0 in every process: all of them make the same projector and the same adapter.
+    seed_everything(recipe.seed, rank=0)
+    base = load_model(recipe.model, template=recipe.data.template, precision=recipe.train.precision, device=device)
+    data = open_data(recipe.data, base.tokenizer, image_tokens=base.image_tokens, image_token_id=base.image_token_id)
+    processes.on_main(writing_is_explained(run.path)(lambda: keep_report(data.report, run, "conversations")))
+    seed_everything(recipe.seed, rank=0)  # again: opening the data draws numbers, or not where an index lies ready
+    base = prepare_training(base, recipe)
+    objective = LlavaObjective(base)
+    counts = trainable_fraction(base.model)
+
+    samples = TrainSamples(data.train, base)
+    collate = Collate(base.tokenizer.pad_token_id)
+    rate = recipe.model.projector_learning_rate
+    fitted = fit(
+        objective,
+        train_dataset=packed(samples, data.train, recipe, base) if recipe.data.batching == "packed" else samples,
+        collate=collate,
+        config=recipe.train,
+        run=run,
+        seed=recipe.seed,
+        num_workers=recipe.data.num_workers,
+        evaluate=_validation(objective, data.validation, base, collate, recipe),
+        grouping=grouping(recipe.data, data.train),
+        loss_mean=recipe.loss_mean,
+        learning_rates={} if rate is None else {PROJECTOR: rate},
+    )
+    metrics: dict[str, Any] = {
+        **{key.replace("eval_", "validation_"): value for key, value in fitted.metrics.items()},
+        "padding_share": 1 - fitted.metrics["total_tokens"] / fitted.metrics["total_positions"],
+        "trainable_parameters": counts.trainable,
+        "steps": fitted.steps,
+    }
+    write = writing_is_explained(run.path)(_write)
+    return processes.on_main(lambda: write(recipe, run, base, len(data.train), len(data.report.skipped), metrics))
+
+
+def grouping(config: DataConfig, conversations: Conversations) -> Grouping | None:
+    """Which conversations share a batch."""
+    if config.batching == "length":
+        return Grouping(conversations.lengths)
+    if config.batching == "modality_length":
+        return Grouping(conversations.lengths, conversations.has_image.astype("int64"))
+    return None
+
+
+def packed(samples: TrainSamples, conversations: Conversations, recipe: LlavaRecipe, base: LlavaBase) -> PackedSamples:
+    """The conversations several to a row."""
+    length = recipe.data.packed_length or 2 * (recipe.data.max_text_tokens + base.image_tokens)
+    rows = PackedSamples(samples, conversations.lengths, length, recipe.seed)
+    _say(f"packed {len(samples):,} conversations into {len(rows):,} rows of at most {length:,} tokens")
+    return rows
+
+
+def describe(results: dict[str, Any], output: Path) -> str:
+    """A finished run in a few lines."""
+    metrics = results["metrics"]
+    lines = [
+        f"{results['method']} on {results['n']:,} conversations, seed {results['seed']}",
+        f"  mean training loss   {metrics['train_loss']:.4f}",
+    ]
+    if "validation_loss" in metrics:
+        lines.append(
+            f"  validation           loss {metrics['validation_loss']:.4f}, "
+            f"{metrics['validation_token_accuracy']:.2%} of the tokens right"
+        )
+    lines += [
+        f"  trained parameters   {metrics['trainable_parameters']:,}",
+        f"  training             {metrics['train_seconds']:.1f} s, {metrics['tokens_per_second']:,.0f} tokens/s "
+        f"({metrics['supervised_tokens_per_second']:,.0f} supervised)",
+        f"  padding              {metrics['padding_share']:.1%} of all positions",
+        f"  peak memory          {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    ]
+    if results["skipped"]:
+        lines.append(f"  left out             {results['skipped']} conversations, see {output}/data_report.json")
+    return "\n".join([*lines, f"  everything is in     {output}"])
+
+
+def _validation(
+    objective: LlavaObjective,
+    conversations: Conversations | None,
+    base: LlavaBase,
+    collate: Collate,
+    recipe: LlavaRecipe,
+) -> Callable[[], dict[str, float]] | None:
+    if conversations is None:
+        return None
+    samples, workers = TrainSamples(conversations, base), recipe.data.num_workers
+    share = processes.world_size() * recipe.train.gradient_accumulation_steps
+    return lambda: validation_loss(
+        objective,
+        base,
+        samples,
+        collate,
+        lengths=conversations.lengths.tolist(),
+        batch_size=max(1, recipe.train.batch_size // share),
+        num_workers=default_workers() if workers is None else workers,
+    )
+
+
+def _write(
+    recipe: LlavaRecipe, run: RunDirectory, base: LlavaBase, conversations: int, skipped: int, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """Put the trained weights, pictures and results into the run; `results.json` last."""
+    save_run(base, run.path)
+    method = "projector" if recipe.stage == "pretrain" else recipe.adapter.method
+    name = "projector" if recipe.stage == "pretrain" else method_label(recipe.adapter.method)
+    lines = read_metrics(run.metrics)
+    for key, label, percent in (("loss", "training loss", False), ("eval_loss", "validation loss", False)):
+        course = series(lines, key)
+        if course[0]:
+            plot_curves(run.plots / f"{key}.png", {name: course}, ylabel=label, percent=percent)
+    write_diagnostics(run.path, base.model)
+    return run.write_results(
+        task="llava",
+        dataset=Path(str(recipe.data.path)).stem,
+        method=method,
+        metrics=metrics,
+        n=conversations,
+        skipped=skipped,
+        seed=recipe.seed,
+    )
+
+
+def _say(text: str) -> None:
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
