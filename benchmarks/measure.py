@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 
@@ -26,11 +28,25 @@ class Row:
     target: str = ""
 
 
-def medians(tasks: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+def medians(
+    tasks: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    *,
+    warm_up: int = 2,
+    enough: float = math.inf,
+) -> dict[str, float]:
     """Median seconds of each task; they take turns, so that a busy machine slows all of them alike.
 
     On a GPU and with several threads it is the time on the clock; with one thread it is the processor's time, which
     other programs disturb less.
+
+    Args:
+        tasks: name -> what is timed.
+        repeats: timed turns.
+        device: where the tasks work.
+        warm_up: turns before them that do not count.
+        enough: seconds after which no new turn begins once each task has three timed ones.
     """
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
@@ -43,24 +59,69 @@ def medians(tasks: Mapping[str, Callable[[], object]], repeats: int, device: tor
 
     found: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
-    for turn in tqdm(range(-2, repeats), "timing", leave=False):
+    begin = time.perf_counter()
+    for turn in tqdm(range(-warm_up, repeats), "timing", leave=False):
+        if turn >= 3 and time.perf_counter() - begin > enough:
+            break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             took = seconds(tasks[name])
-            if turn >= 0:  # the first two turns warm up
+            if turn >= 0:
                 found[name].append(took)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int:
+    """Bytes that a forward pass keeps for its backward: unique storages, weights left out.
+
+    Args:
+        forward: runs the forward and returns its output.
+        weights: tensors that exist anyway; what shares memory with one of them is not counted.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in weights}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive = forward()  # until all are counted, so that no address is used twice
+    del alive
+    return sum(found.values())
+
+
 def environment(device: torch.device) -> str:
     """Machine, threads and versions in one line."""
-    names = ("torch", "torchvision", "open_clip_torch", "peft", "pillow")
+    names = ("torch", "torchvision", "transformers", "diffusers", "open_clip_torch", "peft", "pillow")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return (
         f"{where}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, "
         f"python {platform.python_version()}, {versions}"
     )
+
+
+def step_rows(took: Mapping[str, float], methods: Sequence[str]) -> list[Row]:
+    """A model's steps beside the frozen model and PEFT's LoRA.
+
+    Args:
+        took: seconds of `forward` and `frozen` (forward and backward) of the frozen model, and of each method's step.
+        methods: `lora` first.
+    """
+
+    def row(what: str, name: str, over: str, target: str, words: str) -> Row:
+        return Row(what, took[name] * 1e3, "ms", took[name] / took[over], words, target)
+
+    rows = [Row("frozen, forward", took["forward"] * 1e3, "ms")]
+    rows.append(row("frozen, forward+backward", "frozen", "forward", "", "forward"))
+    for method in methods:
+        rows.append(row(f"{method} step", method, "frozen", "", "frozen forward+backward"))
+    for method in methods:
+        rows.append(row(f"{method} step", method, "forward", "≤ 2.4", "frozen forward"))
+    return rows + [row(f"{method} step", method, "lora", "", "PEFT LoRA step") for method in methods[1:]]
 
 
 def as_markdown(sections: Mapping[str, Sequence[Row]]) -> str:

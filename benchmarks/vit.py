@@ -25,7 +25,7 @@ from typing import Any
 
 import open_clip
 import torch
-from measure import Row, as_markdown, environment, medians
+from measure import Row, as_markdown, environment, medians, step_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -114,20 +114,12 @@ def tower_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
         tasks[method] = steps_of(classifier_for(split, method, args.precision, device), pixel_values, labels)[1]
     took = medians(tasks, args.repeats, device)
 
-    def row(what: str, name: str, over: str, target: str = "", words: str = "") -> Row:
-        return Row(what, took[name] * 1e3, "ms", took[name] / took[over], words, target)
+    def row(what: str, name: str, over: str) -> Row:
+        return Row(what, took[name] * 1e3, "ms", took[name] / took[over], "open_clip's own", "≤ 1")
 
-    rows = [
-        Row("frozen tower, forward", took["forward"] * 1e3, "ms"),
-        row("frozen tower, forward+backward", "frozen", "forward", "", "forward"),
-    ]
-    for method in METHODS:
-        rows.append(row(f"{method} step", method, "frozen", "", "frozen forward+backward"))
-    for method in METHODS:
-        rows.append(row(f"{method} step", method, "forward", "≤ 2.4", "frozen forward"))
-    rows += [row(f"{method} step", method, "lora", "", "PEFT LoRA step") for method in METHODS[1:]]
-    rows.append(row("split attention, forward", "forward", "packed forward", "≤ 1", "open_clip's own"))
-    rows.append(row("split attention, forward+backward", "frozen", "packed", "≤ 1", "open_clip's own"))
+    rows = step_rows(took, METHODS)
+    rows.append(row("split attention, forward", "forward", "packed forward"))
+    rows.append(row("split attention, forward+backward", "frozen", "packed"))
     return rows
 
 
