@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "llava check-data": ("llava.check_data:main", "verify a file of conversations and its pictures"),
     "llava chat": ("llava.chat:main", "talk with a finished run about a picture"),
     "llava predict": ("llava.predict:main", "answer a file of questions with a finished run"),
+    "llava demo": ("llava.demo.run:main", "teach a small LLaVA to answer questions, with a page of before and after"),
     "eval images": ("eval.images:main", "top-1 and per-class accuracy of a finished run"),
 }
 

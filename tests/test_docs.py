@@ -14,6 +14,9 @@ from common import recipes
 from common.cli import COMMANDS, find_command
 from common.config import OPTIONS
 from common.errors import UserError
+from llava.config import DataConfig as LlavaData
+from llava.config import LlavaRecipe
+from llava.config import recipe_problems as llava_problems
 from vit_classify.config import DataConfig, VitRecipe, recipe_problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +29,9 @@ PAGES = [
 ]
 RECIPES = sorted(ROOT.glob("*/recipes/*.yaml"))
 KEYS = dict(recipes.leaves(VitRecipe))
+LLAVA_KEYS = dict(recipes.leaves(LlavaRecipe))
 DATA_KEYS = {f"data.{field.name}" for field in fields(DataConfig)}
+LLAVA_DATA_KEYS = {f"data.{field.name}" for field in fields(LlavaData)}
 # What a command takes from the recipe's keys, beside the options of its own parser.
 RECIPE_OPTIONS = {
     "vit train": {*KEYS, "config", "print_config"},
@@ -34,7 +39,11 @@ RECIPE_OPTIONS = {
     "vit prepare": {*DATA_KEYS, "config", "verify", "print_config"},
     "vit evaluate": DATA_KEYS,
     "eval images": DATA_KEYS,
+    "llava train": {*LLAVA_KEYS, "config", "print_config"},
+    "llava check-data": {*LLAVA_DATA_KEYS, "model.name", "model.language_model", "config"},
 }
+# Where a command's module takes a part of its options from.
+SHARED_OPTIONS = {"llava chat": "llava/model_open.py", "llava predict": "llava/model_open.py"}
 FOLDERS = "common|vit_classify|eval|benchmarks|docs|tests|llava|dreambooth"
 NAMED_PATH = re.compile(rf"(?<![\w/.-])(?:(?:{FOLDERS})/[\w./*-]*\w/?|\.ci/run|\w+\.(?:toml|txt)\b)")
 NAMED_KEY = re.compile(
@@ -108,6 +117,8 @@ def check_mosgoat(words: list[str]) -> None:
     name, rest = find_command(words)
     module = COMMANDS[name][0].split(":")[0]
     allowed = own_options(ROOT / f"{module.replace('.', '/')}.py") | RECIPE_OPTIONS.get(name, set()) | {"help"}
+    if name in SHARED_OPTIONS:
+        allowed |= own_options(ROOT / SHARED_OPTIONS[name])
     unknown = {word.split("=")[0] for word in rest if word.startswith("--")} - {f"--{key}" for key in allowed}
     assert not unknown, f"mosgoat {name} has no option {sorted(unknown)}"
     for option, known in (("--methods", set(OPTIONS)), ("--datasets", None)):
@@ -115,17 +126,13 @@ def check_mosgoat(words: list[str]) -> None:
             given = rest.pop(at := rest.index(option) + 1)
             rest.pop(at - 1)
             assert known is None or set(given.split(",")) <= known, given
-    if (
-        "--help" not in rest
-        and name in ("vit train", "vit sweep", "vit prepare")
-        and not any(map(PLACEHOLDER.search, rest))
-    ):
-        recipes.parse(
-            [word for word in rest if word not in ("--verify", "--print_config")],
-            VitRecipe,
-            prog="mosgoat",
-            problems=recipe_problems,
-        )
+    rest = [word for word in rest if word not in ("--verify", "--print_config")]
+    if "--help" in rest or any(map(PLACEHOLDER.search, rest)):
+        return
+    if name in ("vit train", "vit sweep", "vit prepare"):
+        recipes.parse(rest, VitRecipe, prog="mosgoat", problems=recipe_problems)
+    elif name == "llava train" and rest:
+        recipes.parse(rest, LlavaRecipe, prog="mosgoat", problems=llava_problems)
 
 
 def check_make(words: list[str]) -> None:
@@ -159,6 +166,12 @@ def test_every_command_in_the_documents_exists_with_its_options(page: Path, monk
         "mosgoat vit sweep --config vit_classify/recipes/lora.yaml --methods lora,gaot --output x",
         "mosgoat vit prepare --data.name dtd --train.epochs 3",
         "mosgoat eval images --run x --batch_size 3",
+        "mosgoat llava train --config llava/recipes/llama3_mosolra.yaml",
+        "mosgoat llava train --config llava/recipes/tiny.yaml --data.batching grouped",
+        "mosgoat llava train --config llava/recipes/tiny.yaml --model.vision_towr x",
+        "mosgoat llava check-data --data.path x --train.epochs 1",
+        "mosgoat llava chat --run x --picture y",
+        "mosgoat llava predict --run x --batchsize 3",
         "torchrun --nproc-per-node 4 -m common.cli vit train ...",
         "torchrun --nproc-per-node 4 -m -- common.cli vit train --seeds 3",
         "python -m vit_classify.demo.darw --output x",
@@ -176,7 +189,7 @@ def test_a_wrong_command_would_be_found(line: str, monkeypatch: pytest.MonkeyPat
 
 def test_the_documents_show_every_command() -> None:
     told = "\n".join(read(page) for page in PAGES)
-    groups = {"vit": "`evaluate`"}  # the README names the commands of a group one after the other
+    groups = {"vit", "llava"}  # the README names the commands of a group one after the other
     for name in COMMANDS:
         assert f"mosgoat {name}" in told or (name.split()[0] in groups and f"`{name.split()[1]}`" in told), name
 
@@ -191,14 +204,16 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=name_of)
 def test_every_named_path_of_the_repository_exists(page: Path) -> None:
     for path in NAMED_PATH.findall(read(page)):
-        if not path.startswith(("llava/", "dreambooth/")):  # to come
+        if not path.startswith("dreambooth/"):  # to come
             assert any(ROOT.glob(path.rstrip("/"))), path
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=name_of)
 def test_every_named_key_of_a_recipe_exists(page: Path) -> None:
     spoken = " ".join(inline_code(read(page)))
-    assert set(NAMED_KEY.findall(spoken)) <= set(KEYS)
+    known = {"docs/vit_classify.md": KEYS, "docs/llava.md": LLAVA_KEYS, "vit_classify": KEYS, "llava": LLAVA_KEYS}
+    keys = known.get(name_of(page)) or known.get(name_of(page).split("/")[0]) or KEYS | LLAVA_KEYS
+    assert set(NAMED_KEY.findall(spoken)) <= set(keys)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -237,7 +252,7 @@ def test_published_figures_in_recipes_are_those_of_the_table() -> None:
 def spoken_texts() -> list[str]:
     """Every text in the sources, f-strings with their gaps as one space."""
     found = []
-    for folder in ("common", "vit_classify", "eval"):
+    for folder in ("common", "vit_classify", "llava", "eval"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(read(file))):
                 if isinstance(node, ast.JoinedStr):
@@ -248,13 +263,16 @@ def spoken_texts() -> list[str]:
     return found
 
 
-def test_messages_in_the_documents_are_said_by_the_code() -> None:
-    table = read(ROOT / "docs/vit_classify.md").split("## Messages and what to do")[1].split("##")[0]
+@pytest.mark.parametrize("page", ["docs/vit_classify.md", "docs/llava.md"])
+def test_messages_in_the_documents_are_said_by_the_code(page: str) -> None:
+    table = read(ROOT / page).split("## Messages and what to do")[1].split("##")[0]
     messages = re.findall(r"^\| `([^|]+)` \|", table, flags=re.MULTILINE)
     texts = spoken_texts()
     for message in messages:
         # Dots, capitals, numbers and quoted words stand for what differs from case to case.
-        for piece in re.split(r"\.\.\.|\b[A-Z]+\b(?!-)|=?\b\d+|'\w+'|\bdtd\b", message):
+        for piece in re.split(
+            r"\.\.\.|\b[A-Z]+\b(?!-)|=?\b\d+|'\w+'|\bdtd\b|\b(?:pictures|conversations)(?= have)", message
+        ):
             piece = piece.strip(" :;,")
             assert any(piece in text for text in texts), (message, piece)
     assert len(messages) >= 8

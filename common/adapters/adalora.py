@@ -16,6 +16,7 @@ from peft import AdaLoraConfig
 from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel
 from torch import Tensor, nn
 
+from common.adapters.sharding import whole
 from common.errors import UserError
 
 _FACTORS = "ABE"
@@ -131,7 +132,7 @@ def orthogonality_loss(tuner: AdaLoraModel) -> Tensor | None:
 
 def deviation_from_orthogonal(rows: list[Tensor]) -> Tensor:
     """Σ ‖P·Pᵀ - I‖ (Frobenius) over matrices P (r, n), in float32, 0-dim."""
-    grams = [p.float() @ p.float().T for p in rows]  # (r, r)
+    grams = [p @ p.T for p in (whole(p).float() for p in rows)]  # (r, r)
     return torch.stack([(g - torch.eye(g.shape[0], device=g.device)).norm().to(rows[0].device) for g in grams]).sum()
 
 

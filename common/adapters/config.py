@@ -175,9 +175,12 @@ class MosgoatConfig(PeftConfig):
     def _require_numbers(self) -> None:
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
-        for key in ("rho", "eta"):
-            if getattr(self, key) <= 0:
+        for key in ("rho", "eta", "alpha", "scaling"):
+            if not isinstance(getattr(self, key), str) and not getattr(self, key) > 0:
                 raise UserError(f"{key}={getattr(self, key)} must be positive")
+        for name, alpha in self.alpha_pattern.items():
+            if not alpha > 0:
+                raise UserError(f"alpha_pattern: {name}={alpha} must be positive")
         for key in ("balance_coef", "singular_coef", "orthogonal_coef", "num_directions"):
             if (getattr(self, key) or 0) < 0:
                 raise UserError(f"{key}={getattr(self, key)} must not be negative")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.adapters.layer import MosgoatLinear
+from common.adapters.sharding import whole
 from common.adapters.start import svd_segments
 from common.errors import UserError
 
@@ -63,8 +64,8 @@ def launch(layers: list[tuple[MosgoatLinear, str]]) -> None:
     """
     with torch.no_grad():
         for layer, adapter in tqdm(layers, desc="choosing directions", unit=" layers", delay=2, disable=None):
-            a, b = layer.mosgoat_A[adapter], layer.mosgoat_B[adapter]
-            weight = dequantize_module_weight(layer.get_base_layer())
+            a, b = whole(layer.mosgoat_A[adapter]), whole(layer.mosgoat_B[adapter])
+            weight = whole(dequantize_module_weight(layer.get_base_layer()))
             u, v = choose_directions(weight, a, b, layer.specs[adapter].num_directions)
             for kept, found in ((layer.mosgoat_U[adapter], u), (layer.mosgoat_V[adapter], v)):
                 kept.copy_(found)

@@ -24,6 +24,21 @@ from common.adapters.start import require_fitting_rank
 from common.errors import UserError
 
 
+def move_to_base(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
+    """Move an adapter to its base layer's device or another; as PEFT's, but every tensor stays what it is.
+
+    A detour over the base's bfloat16 would round the float32 masters, and a bare tensor put into a `ParameterDict`
+    becomes a parameter that is trained, whether it was or not.
+    """
+    target = device if device is not None else layer.get_base_layer().weight.device
+    for name in (*layer.adapter_layer_names, *layer.frozen_names):
+        store = getattr(layer, name)
+        if adapter_name in store and store[adapter_name].device.type != "meta":
+            here = store[adapter_name]
+            there = here.detach().to(target)
+            store[adapter_name] = nn.Parameter(there, here.requires_grad) if isinstance(here, nn.Parameter) else there
+
+
 class MosgoatLinear(nn.Module, BaseTunerLayer):
     """An `nn.Linear` (or its quantised form) with adapters beside it; the layer itself is never changed.
 
@@ -40,6 +55,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("mosgoat_A", "mosgoat_B", "mosgoat_sigma", *MIXER_NAMES)
     frozen_names = ("mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale", "mosgoat_U", "mosgoat_V")
     other_param_names = (*frozen_names, "specs", "scaling", "routing")
+    _move_adapter_to_device_of_base_layer = move_to_base
 
     def __init__(self, base_layer: nn.Linear, name: str) -> None:
         super().__init__()
@@ -93,14 +109,6 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
             for name in spec.frozen:
                 if adapter in getattr(self, name):
                     getattr(self, name)[adapter].requires_grad_(False)
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # unlike PEFT's, keeps the dtype: a detour over the base's bfloat16 would round the float32 masters
-        target = device if device is not None else self.get_base_layer().weight.device
-        for name in (*self.adapter_layer_names, *self.frozen_names):
-            store = getattr(self, name)
-            if adapter_name in store and store[adapter_name].device.type != "meta":
-                store[adapter_name] = store[adapter_name].to(target)
 
     # -- forward -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.adapters import adalora, dash
 from common.adapters.layer import MosgoatLinear
+from common.adapters.sharding import whole
 
 
 class AdapterSchedule:
@@ -87,7 +88,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     found = [part for part in parts if part is not None]
     for layer, adapter in _regularised(model):
         spec = layer.specs[adapter]
-        found.append(spec.singular_coef * layer.mosgoat_mixer[adapter].float().square().sum())
+        found.append(spec.singular_coef * whole(layer.mosgoat_mixer[adapter]).float().square().sum())
         factors = [layer.mosgoat_A[adapter], layer.mosgoat_B[adapter].T]
         found.append(spec.orthogonal_coef * adalora.deviation_from_orthogonal(factors))
     if found:

@@ -23,6 +23,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from common.adapters.layer import move_to_base
 from common.adapters.project import autocast_device
 from common.adapters.routing import RoutingRecord, expert_counts, route
 from common.adapters.tuner import one_adapter_per_batch, require_linear
@@ -97,7 +98,9 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
     get_base_layer: Callable[[], nn.Linear]
 
     adapter_layer_names = ("upcycled_experts", "upcycled_router")
-    other_param_names = ("specs", "routing")
+    frozen_names = ()
+    other_param_names = ("specs", "scaling", "routing")
+    _move_adapter_to_device_of_base_layer = move_to_base
 
     def __init__(self, base_layer: nn.Linear, name: str) -> None:
         super().__init__()
@@ -108,6 +111,7 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         self.upcycled_experts = nn.ParameterDict()  # (E, out, in), W_e - W0
         self.upcycled_router = nn.ParameterDict()  # (E, in)
         self.specs: dict[str, UpcycledSpec] = {}
+        self.scaling: dict[str, float] = {}  # of the whole update, 1 as trained; diffusers changes it
         self.routing: dict[str, RoutingRecord] = {}
         self.merged_adapters: list[str] = []
 
@@ -116,20 +120,13 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         experts, device = config.num_experts, self.get_base_layer().weight.device
         weight = config.top_k * 1e-3 if config.balance_coef is None else config.balance_coef
         self.specs[adapter] = UpcycledSpec(experts, config.top_k, weight)
+        self.scaling[adapter] = 1.0
         self.routing[adapter] = RoutingRecord()
         zeros = torch.zeros(experts, self.out_features, self.in_features, device=device, dtype=torch.float32)
         router = torch.empty(experts, self.in_features, device="cpu", dtype=torch.float32)
         nn.init.kaiming_uniform_(router, a=math.sqrt(5))
         self.upcycled_experts[adapter] = nn.Parameter(zeros)
         self.upcycled_router[adapter] = nn.Parameter(router.to(device))
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # unlike PEFT's, keeps the dtype: the masters stay in float32 beside a bfloat16 base
-        target = device if device is not None else self.get_base_layer().weight.device
-        for name in self.adapter_layer_names:
-            store = getattr(self, name)
-            if adapter_name in store and store[adapter_name].device.type != "meta":
-                store[adapter_name] = store[adapter_name].to(target)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the layer and every active adapter.
@@ -148,6 +145,8 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         for adapter in self.active_adapters:
             if adapter in self.upcycled_experts:
                 update = self._update(x.reshape(-1, self.in_features), adapter)
+                if self.scaling[adapter] != 1:  # as trained nothing is computed
+                    update = update * self.scaling[adapter]
                 y = y + update.to(y.dtype).view(y.shape)
         return y
 
@@ -164,8 +163,8 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
             weights, chosen = route(logits, spec.top_k)  # (N, E), (N, k)
             self.routing[adapter].keep(logits, chosen, self.training)
             experts = self.upcycled_experts[adapter].to(dtype)
-            if torch.compiler.is_compiling():
-                # no shapes that depend on the data in a compiled graph: every expert sees every token
+            if torch.compiler.is_compiling() or x.is_meta:
+                # no shapes that depend on the data in a compiled graph or without data: every expert sees every token
                 return torch.einsum("noe,ne->no", torch.einsum("ni,eoi->noe", x.to(dtype), experts), weights.to(dtype))
             return self._of_chosen(x.to(dtype), experts, weights, chosen)
 
@@ -196,6 +195,25 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Never."""
         return False
+
+    # -- diffusers -----------------------------------------------------------------------------------------
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Let the differences of an adapter's experts act `scale` times as strongly as trained."""
+        if adapter in self.specs:
+            self.scaling[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strength of the active adapters."""
+        for adapter in self.active_adapters:
+            if adapter in self.scaling:
+                self.scaling[adapter] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strength of the active adapters by `scale`, or restore the trained strength."""
+        for adapter in self.active_adapters:
+            if adapter in self.scaling:
+                self.scaling[adapter] = 1.0 if scale is None else self.scaling[adapter] / scale
 
     def __repr__(self) -> str:
         return "upcycled." + super().__repr__()

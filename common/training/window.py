@@ -93,7 +93,11 @@ class Window:
         """Counts of all processes over the window; a collective call."""
         names = sorted(self._counts)
         own = torch.stack([self._counts[name] for name in names]).tolist() if names else []
-        return dict(zip(names, (sum(column) for column in zip(*processes.gather(own), strict=True)), strict=True))
+        # by name: a process that had nothing but fillers has counted nothing
+        found: dict[str, float] = {}
+        for counts in processes.gather(dict(zip(names, own, strict=True))):
+            found = {name: found.get(name, 0.0) + counts.get(name, 0.0) for name in {**found, **counts}}
+        return found
 
     def router_load(self) -> dict[str, list[float]]:
         """Layer name -> how many tokens of all processes each expert got over the window; a collective call."""

@@ -19,7 +19,7 @@ TITLE = "A small LLaVA learns to answer questions"
 
 def result_table(before: Measured, after: Measured) -> Table:
     """Accuracy on the test questions before and after, over all of them and by kind."""
-    columns = [Column("questions", 0), Column("before, %", 1), Column("after, %", 1)]
+    columns = [Column("questions", 0, None), Column("before, %", 1, None), Column("after, %", 1, None)]
     rows = [Row((kind, 100 * before.accuracy(kind), 100 * after.accuracy(kind))) for kind in KINDS]
     rows.append(Row(("all", 100 * before.accuracy(), 100 * after.accuracy())))
     return Table(columns, rows, f"Of {len(after.answers)} test questions with four options each; guessing gives 25 %.")
