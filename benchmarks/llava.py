@@ -28,11 +28,10 @@ sys.path[:] = [str(HERE.parent), str(HERE), *(place for place in sys.path if pla
 
 import argparse
 import importlib
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,7 +40,7 @@ import torch
 from datasets import Dataset
 from llava_gpu import large_rows
 from llava_world import PAD, DrawnSamples, Shape, adapted, batch_of, draw_lengths, make_base, tiny_shape
-from measure import Row, as_markdown, environment, medians, saved_bytes, step_rows
+from measure import Row, environment, medians, saved_bytes, show, step_rows
 from models import llava_tasks
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -345,13 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape: Shape = tiny_shape(args.hidden, 4, SMALL_VOCABULARY, args.grid)
     settings = f"random weights, synthetic lengths, {shape.image_tokens} tokens a picture, {args.precision}"
     line = f"{settings}, at most {args.repeats} repeats{', --quick' * args.quick}; {environment(device)}"
-    print(f"{line}\n\n{as_markdown(sections)}")
-    if args.json:
-        content = {
-            "environment": line,
-            "sections": {name: [asdict(row) for row in rows] for name, rows in sections.items()},
-        }
-        args.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    show(line, sections, args.json)
     return 0
 
 

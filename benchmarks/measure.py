@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -122,6 +124,21 @@ def step_rows(took: Mapping[str, float], methods: Sequence[str]) -> list[Row]:
     for method in methods:
         rows.append(row(f"{method} step", method, "forward", "≤ 2.4", "frozen forward"))
     return rows + [row(f"{method} step", method, "lora", "", "PEFT LoRA step") for method in methods[1:]]
+
+
+def show(line: str, sections: Mapping[str, Sequence[Row]], file: Path | None) -> None:
+    """Print the settings and the table, and write them to a JSON file where one is wanted.
+
+    Args:
+        line: settings and environment.
+        sections: heading -> rows.
+        file: the JSON file; None: none.
+    """
+    print(f"{line}\n\n{as_markdown(sections)}")
+    if file is not None:
+        rows = {name: [asdict(row) for row in part] for name, part in sections.items()}
+        content = {"environment": line, "sections": rows}
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def as_markdown(sections: Mapping[str, Sequence[Row]]) -> str:

@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, as_markdown, environment, medians, step_rows
+from measure import Row, environment, medians, show, step_rows
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -209,13 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections[title] = step_rows(took, METHODS)
     settings = f"batch {args.batch}, width {args.width}, r={args.r}, {args.precision}, at most {args.repeats} repeats"
     line = f"{settings}; {environment(device)}"
-    print(f"{line}\n\n{as_markdown(sections)}")
-    if args.json:
-        content = {
-            "environment": line,
-            "sections": {name: [asdict(row) for row in rows] for name, rows in sections.items()},
-        }
-        args.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    show(line, sections, args.json)
     return 0
 
 

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from measure import Row, as_markdown, environment, medians, step_rows
+from measure import Row, environment, medians, show, step_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -203,13 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(f"--batch {args.batch} does not fit into the GPU's memory; use a smaller one") from error
     settings = f"{args.model}, batch {args.batch}, {args.precision}, {args.repeats} repeats"
     line = f"{settings}; {environment(device)}"
-    print(f"{line}\n\n{as_markdown(sections)}")
-    if args.json:
-        content = {
-            "environment": line,
-            "sections": {name: [asdict(row) for row in rows] for name, rows in sections.items()},
-        }
-        args.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    show(line, sections, args.json)
     return 0
 
 
