@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # shared: beside two busy processes 60 steps of the tiny recipe took 72 s, with this 7 s, and alone 7 s either way.
     # Read when torch is imported, hence here.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if not sys.stderr.isatty():  # in a log the libraries' progress bars are one long line; ours stay out of it too
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         name, rest = find_command(words)
         status = load_command(name)(rest) or 0

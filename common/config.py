@@ -367,7 +367,7 @@ def require_sound(problems: Iterable[str]) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A phrase that names up to three near matches of `name`, or all of `known` where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(names)}"

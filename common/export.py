@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from torch import nn
 
 from common.adapters import METHODS, export_lora
@@ -146,17 +147,22 @@ def method_of(run: Run) -> str:
     """The adapter method of a run; raises `UserError` if it names none that is known."""
     section = run.config.get("adapter")
     method = section.get("method") if isinstance(section, Mapping) else None
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"{run.path / 'config.yaml'}: adapter.method={method} is no method; was the file changed?")
-    return str(method)
+    return method
 
 
 def exporter_of(run: Run) -> Any:
     """The module that opens a run's model."""
     task = run.results.get("task")
-    if task not in EXPORTERS:
+    if not isinstance(task, str) or task not in EXPORTERS:
         raise UserError(f"{run.path} is a run of {task}, which cannot be exported; known: {', '.join(EXPORTERS)}")
-    return importlib.import_module(EXPORTERS[task])
+    try:
+        return importlib.import_module(EXPORTERS[task])
+    except ModuleNotFoundError as error:
+        if not f"{EXPORTERS[task]}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"{run.path} is a run of {task}, which this installation of mosgoat cannot export") from None
 
 
 def require_possible(method_name: str, options: Options) -> None:
@@ -204,7 +210,7 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         if path.exists():
             path.rename(old)
         temporary.rename(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
         if old.exists() and not path.exists():
             old.rename(path)
         raise UserError(f"--output={path} cannot be written: {error}") from error
@@ -214,8 +220,14 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _require_free(path: Path, overwrite: bool) -> None:
-    if not path.exists():
+    try:
+        there = path.exists() or path.is_symlink()
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        raise UserError(f"--output={path} cannot be written: {error.strerror}") from error
+    if not there:
         return
+    if not path.exists():
+        raise UserError(f"--output={path} is a link to {path.readlink()}, which is not there; give another folder")
     if not path.is_dir():
         raise UserError(f"--output={path} is a file; give the path of a folder")
     if not any(path.iterdir()):
@@ -224,4 +236,7 @@ def _require_free(path: Path, overwrite: bool) -> None:
         raise UserError(f"--output={path} is not empty and holds no export; give another folder")
     if not overwrite:
         about = read_json(path / MARK)
-        raise UserError(f"--output={path} holds an export of {about.get('run')}; give another folder, or --overwrite")
+        source = about.get("run") if isinstance(about, dict) else None
+        raise UserError(
+            f"--output={path} holds an export of {source or 'an unknown run'}; give another folder, or --overwrite"
+        )

@@ -87,3 +87,10 @@ def cut_json_lines(path: Path, last_step: int) -> None:
     if path.exists():
         kept = [line for line in read_json_lines(path) if line.get("step", 0) <= last_step]
         atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+def absolute(name: str | None) -> str | None:
+    """A path that exists made absolute; any other name (a Hub id, a tag), or nothing, as it is."""
+    if not name or not Path(name).expanduser().exists():
+        return name
+    return str(Path(name).expanduser().resolve())

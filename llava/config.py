@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from common.config import AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
+from common.config import OPTIONS, AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
+from common.files import absolute
 
 Stage = Literal["finetune", "pretrain"]
 TemplateName = Literal["vicuna_v1", "llama3", "internlm2", "tokenizer"]
@@ -134,11 +135,6 @@ class LlavaRecipe:
     seed: int = 0
 
 
-def absolute(name: str | None) -> str | None:
-    """An existing path made absolute; a Hub id, or nothing, as it is."""
-    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
-
-
 def with_places(recipe: LlavaRecipe) -> LlavaRecipe:
     """The recipe with an output, and with local paths made absolute: a run is then used from anywhere."""
     model, data = recipe.model, recipe.data
@@ -255,6 +251,7 @@ def _tower_problems(recipe: LlavaRecipe) -> list[str]:
         ]
     if tower.r is not None and tower.r < 1:
         found.append(f"tower.r={tower.r} must be at least 1")
-    if tower.r is not None and recipe.adapter.method.startswith("goat") and tower.r % (recipe.adapter.num_experts or 8):
-        found.append(f"tower.r={tower.r} is not a multiple of adapter.num_experts={recipe.adapter.num_experts or 8}")
+    experts = recipe.adapter.num_experts or 8
+    if tower.r is not None and "num_experts" in OPTIONS[method] and tower.r % experts:
+        found.append(f"tower.r={tower.r} is not a multiple of adapter.num_experts={experts}")
     return found

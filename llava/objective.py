@@ -34,6 +34,8 @@ class LlavaObjective(nn.Module):
         self._pad_token_id = base.tokenizer.pad_token_id
         self._image_size = base.image_size
         llava = base.llava()
+        vision = llava.config.vision_config
+        self._tower_tokens = (vision.image_size // vision.patch_size) ** 2 + 1  # patches and the class token
         seeing = [*llava.model.vision_tower.parameters(), *llava.model.multi_modal_projector.parameters()]
         self._trains_sight = any(p.requires_grad for p in seeing)
 
@@ -88,6 +90,7 @@ class LlavaObjective(nn.Module):
         llava = self._base.llava()
         real = attention_mask if attention_mask is not None else input_ids != self._pad_token_id
         set_token_mask(llava.model.language_model, real)  # padding is not routed anywhere
+        set_token_mask(llava.model.vision_tower, None)
         unused: Tensor | float = 0.0
         if pixel_values is None and self._trains_sight:
             # Without it a batch of text alone gives tower and projector no gradient at all: other processes would
@@ -95,6 +98,9 @@ class LlavaObjective(nn.Module):
             blank = torch.zeros(1, 3, self._image_size, self._image_size, device=input_ids.device)
             features = llava.model.get_image_features(blank).pooler_output
             unused = sum(feature.sum() for feature in features).float() * 0.0
+            # nor are its patches tokens of the batch, whose experts were to be balanced
+            nothing = torch.zeros(self._tower_tokens, dtype=torch.bool, device=input_ids.device)
+            set_token_mask(llava.model.vision_tower, nothing)
         outputs = llava.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import append_json_line, atomic_write, read_json_lines
 from common.pictures import DecodeError
+from common.training.checkpoint import writing_is_explained
 from llava.conversation import Turn, encode_prompt, template_for
 from llava.data.pictures import find, load_picture, problem_of
 from llava.data.reading import read_records
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"left out: {problem}")
     if len(problems) > _SHOWN:
         _say(f"and {len(problems) - _SHOWN} more")
-    _say(f"{len(questions):,} questions, {len(problems):,} rows left out")
+    _say(f"{len(questions):,} questions; rows left out: {len(problems):,}")
+    _prepare(options.output)
     failed = predict(options, questions, root)
     return int(bool(problems or failed))
 
@@ -125,6 +127,15 @@ def _question(value: Any, line: int, root: str) -> Question:
     return Question(value, turns_of(row.texts, row.image_turn)[0], name)
 
 
+def _prepare(output: Path) -> None:
+    # before the model is loaded: the first answer may be minutes away
+    if output.is_dir():
+        raise UserError(f"--output={output} is a folder; give the path of a file")
+    with writing_is_explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+
+
 def predict(options: argparse.Namespace, questions: Sequence[Question], root: str) -> int:
     """Answer what `options.output` does not hold yet; the file is in the order of the questions in the end.
 
@@ -164,7 +175,8 @@ def predict(options: argparse.Namespace, questions: Sequence[Question], root: st
             )
             for (prompt, _), answer in zip(ready, answers, strict=True):
                 row = {**prompt.question.row, "answer": answer, MARK: prompt.mark}
-                append_json_line(options.output, row)
+                with writing_is_explained(options.output):
+                    append_json_line(options.output, row)
                 done[prompt.question.id] = row
             failed += len(batch) - len(ready)
             bar.update(len(batch))
@@ -187,19 +199,26 @@ def _answered(output: Path, prompts: Sequence[_Prompt], overwrite: bool) -> dict
     marks = {prompt.question.id: prompt.mark for prompt in prompts}
     rows = read_json_lines(output)
     kept = {str(row["id"]): row for row in rows if MARK in row and marks.get(str(row.get("id"))) == row[MARK]}
-    strange = len(rows) - len(kept)
+    strange = _whole_lines(output) - len(kept)
     if strange and not overwrite:
         raise UserError(
-            f"{output} holds {strange} rows that are not answers of this model to these questions; choose another "
+            f"{output} holds {strange} lines that are not answers of this model to these questions; choose another "
             "--output, or give --overwrite to answer them anew"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
     _write(output, kept.values())  # without a line that a crash has cut
     return kept
 
 
+def _whole_lines(output: Path) -> int:
+    """Lines of a file, without a last one that a crash has cut: `--output` may name a file that is no list of rows."""
+    *lines, rest = output.read_bytes().split(b"\n")
+    cut = rest.startswith(b"{") and not rest.endswith(b"}")
+    return len(lines) + bool(rest and not cut)
+
+
 def _write(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    atomic_write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with writing_is_explained(output):
+        atomic_write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _mark(model: str, ids: Sequence[int], root: str, image: str | None) -> str:

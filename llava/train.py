@@ -24,7 +24,7 @@ from common.training.randomness import seed_everything
 from llava.config import DataConfig, LlavaRecipe, recipe_problems, with_places
 from llava.data import Collate, Conversations, PackedSamples, TrainSamples, open_data
 from llava.evaluate import validation_loss
-from llava.model import LlavaBase, load_model, prepare_training, save_run
+from llava.model import LlavaBase, load_model, peft_config, prepare_training, save_run
 from llava.objective import LlavaObjective
 
 PROG = "mosgoat llava train"
@@ -62,10 +62,14 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
     # Rank 0 in every process: all of them make the same projector and the same adapter.
     seed_everything(recipe.seed, rank=0)
     base = load_model(recipe.model, template=recipe.data.template, precision=recipe.train.precision, device=device)
+    if recipe.stage == "finetune":
+        peft_config(base.llava(), recipe)  # a misspelt layer is told before hours of looking at pictures
     data = open_data(recipe.data, base.tokenizer, image_tokens=base.image_tokens, image_token_id=base.image_token_id)
     processes.on_main(writing_is_explained(run.path)(lambda: keep_report(data.report, run, "conversations")))
     seed_everything(recipe.seed, rank=0)  # again: opening the data draws numbers, or not where an index lies ready
     base = prepare_training(base, recipe)
+    if _trains_sight(recipe) and not data.train.has_image.any():
+        _say("no conversation has a picture: what is trained of the vision tower and the projector learns nothing")
     objective = LlavaObjective(base)
     counts = trainable_fraction(base.model)
 
@@ -132,8 +136,12 @@ def describe(results: dict[str, Any], output: Path) -> str:
         f"  peak memory          {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",
     ]
     if results["skipped"]:
-        lines.append(f"  left out             {results['skipped']} conversations, see {output}/data_report.json")
+        lines.append(f"  left out             conversations: {results['skipped']:,}, see {output}/data_report.json")
     return "\n".join([*lines, f"  everything is in     {output}"])
+
+
+def _trains_sight(recipe: LlavaRecipe) -> bool:
+    return recipe.model.train_projector or recipe.tower.adapt
 
 
 def _validation(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.config import AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
+from common.files import absolute
 
 Head = Literal["zero_shot", "linear"]
 Activation = Literal["quick_gelu", "gelu"]
@@ -99,14 +100,7 @@ class VitRecipe:
 
 
 def with_places(recipe: VitRecipe) -> VitRecipe:
-    """The recipe with an output, and with local paths made absolute: a run is then measured from anywhere.
-
-    A name that is no path here (a Hub id, an open_clip tag) stays as it is.
-    """
-
-    def absolute(name: str | None) -> str | None:
-        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
-
+    """The recipe with an output, and with local paths made absolute: a run is then measured from anywhere."""
     model, data = recipe.model, recipe.data
     prefix, folder = "local-dir:", model.name.removeprefix("local-dir:")
     name = f"{prefix}{absolute(folder)}" if model.name.startswith(prefix) else model.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, get_args
@@ -121,6 +122,7 @@ class MosgoatConfig(PeftConfig):
         self._require_known("init", get_args(Start))
         if not isinstance(self.scaling, (int, float)):
             self._require_known("scaling", get_args(ScalingRule))
+        require_whole_numbers({**self.rank_pattern, "r": self.r, "num_experts": self.num_experts, "top_k": self.top_k})
         self._require_numbers()
         for rank in (self.r, *self.rank_pattern.values()):
             self.require_rank(rank, self.mixer)
@@ -176,14 +178,14 @@ class MosgoatConfig(PeftConfig):
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
         for key in ("rho", "eta", "alpha", "scaling"):
-            if not isinstance(getattr(self, key), str) and not getattr(self, key) > 0:
-                raise UserError(f"{key}={getattr(self, key)} must be positive")
+            if not isinstance(getattr(self, key), str) and not 0 < getattr(self, key) < math.inf:
+                raise UserError(f"{key}={getattr(self, key)} must be positive and finite")
         for name, alpha in self.alpha_pattern.items():
             if not alpha > 0:
                 raise UserError(f"alpha_pattern: {name}={alpha} must be positive")
         for key in ("balance_coef", "singular_coef", "orthogonal_coef", "num_directions"):
-            if (getattr(self, key) or 0) < 0:
-                raise UserError(f"{key}={getattr(self, key)} must not be negative")
+            if not 0 <= (getattr(self, key) or 0) < math.inf:  # nor NaN
+                raise UserError(f"{key}={getattr(self, key)} must be finite and not negative")
         if self.dash_steps is not None and self.dash_steps < 1:
             raise UserError(f"dash_steps={self.dash_steps} must be at least 1")
         if self.num_experts < 1:
@@ -235,3 +237,10 @@ class MosgoatConfig(PeftConfig):
         if (self.routed or self.init in SVD_STARTS) and r % self.num_experts:
             fitting = ", ".join(str(self.num_experts * i) for i in (1, 2, 3))
             raise UserError(f"r={r}{where} is not a multiple of num_experts={self.num_experts}; use {fitting}, ...")
+
+
+def require_whole_numbers(values: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a value that is no int, such as the "8" of a file that was edited by hand."""
+    for key, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{key}={value!r} must be a whole number")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 from peft import PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
@@ -46,6 +49,7 @@ def load_adapter(model: Any, directory: Path) -> PeftModel:
             broken = [name for name in sorted(saved) if not opened.get_tensor(name).isfinite().all()]
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or incomplete: {error}") from error
+    _require_config(directory / "adapter_config.json")
     if broken:
         raise UserError(f"{file} is damaged: {len(broken)} tensors are not finite, the first: {broken[0]}")
     try:
@@ -55,6 +59,8 @@ def load_adapter(model: Any, directory: Path) -> PeftModel:
             # PEFT looks for layers of the names under which AdaLoRA notes the ranks that are left
             warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
             adapted = PeftModel.from_pretrained(model, str(directory))
+    except UserError as error:  # which says already what does not fit
+        raise UserError(f"{directory}: {error}") from error
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{directory} does not fit the base: {str(error).strip()}") from error
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
@@ -62,3 +68,19 @@ def load_adapter(model: Any, directory: Path) -> PeftModel:
         missing, unexpected = sorted(wanted - saved), sorted(saved - wanted)
         raise UserError(f"{file} does not fit the base: missing {missing[:4]}, unexpected {unexpected[:4]}")
     return adapted
+
+
+def _require_config(file: Path) -> None:
+    """Raise `UserError` unless `file` is the configuration of an adapter of a kind that is known here."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; was the folder copied whole?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}; was it copied whole?") from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UserError(
+            f"{file}: peft_type={kind!r} is no kind of adapter that mosgoat or PEFT {peft.__version__} knows; was the "
+            "file changed, or written by a newer version?"
+        )

@@ -271,11 +271,11 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
                 self.scaling[adapter] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters by `scale`, or restore the trained strength."""
+        """Divide the strength of the active adapters by `scale`; None or 0: restore the trained strength."""
         for adapter in self.active_adapters:
             if adapter in self.scaling:
                 trained = self.specs[adapter].scaling
-                self.scaling[adapter] = trained if scale is None else self.scaling[adapter] / scale
+                self.scaling[adapter] = self.scaling[adapter] / scale if scale else trained
 
     def __repr__(self) -> str:
         return "mosgoat." + super().__repr__()

@@ -80,10 +80,24 @@ def attach(model: nn.Module, config: AdapterConfig, default_targets: Sequence[st
     assert method.build is not None, f"{config.method} is not an adapter"
     targets = list(config.target_modules or default_targets)
     check_targets(model, targets, config.r if method.ranked else 1)
+    if config.init_r is not None:
+        _require_start_rank(model, targets, config.init_r)
     require_plain_weights(config.method, model, targets)
     keep_layout(model)
     peft_config = build_config(config.method, r=config.r, target_modules=targets, **recipe_overrides(config))
     return get_peft_model(model, peft_config)
+
+
+def _require_start_rank(model: nn.Module, targets: Sequence[str], init_r: int) -> None:
+    """Raise `UserError` for a start of AdaLoRA that is wider than a layer: its matrices would fill the memory."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and any(name == t or name.endswith("." + t) for t in targets):
+            smaller = min(module.in_features, module.out_features)
+            if init_r > smaller:
+                raise UserError(
+                    f"adapter.init_r={init_r} is larger than the smaller side of layer {name} ({module.in_features} -> "
+                    f"{module.out_features}); use init_r <= {smaller}"
+                )
 
 
 def check_targets(model: nn.Module, targets: Sequence[str], r: int) -> None:

@@ -38,9 +38,8 @@ def svd_segments(weight: Tensor, starts: list[int], width: int) -> tuple[Tensor,
     w = weight.detach().to(torch.float64)
     tall = w.shape[0] >= w.shape[1]
     small = w if tall else w.T  # (large, h)
-    index = torch.cat([torch.arange(start, start + width) for start in starts])
-    vectors = _right_vectors(small, int(index.max()) + 1)
-    inner = vectors[:, index.to(w.device)]  # (h, E·d)
+    vectors = _right_vectors(small, max(starts) + width)
+    inner = torch.cat([vectors[:, start : start + width] for start in starts], dim=1)  # (h, E·d)
     outer = small @ inner  # (large, E·d) = σ times the other side's vectors
     sigma = outer.norm(dim=0)
     # a rank-deficient weight has σ = 0 in its tail: such a triplet stays zero and must not become NaN
@@ -71,7 +70,7 @@ def segment_starts(rule: str, smaller_side: int, num_experts: int, width: int) -
     """Where the segment of each expert begins: [G] eq. 13 for `spread`, [G] E.3 for the others.
 
     Args:
-        rule: `spread`, `principal`, `minor` or `random` (segments that do not overlap, from torch's generator).
+        rule: `spread`, `principal`, `minor` or `random` (segments that do not overlap, from torch's CPU generator).
         smaller_side: h, the number of singular values.
         num_experts: E.
         width: d.
@@ -87,7 +86,7 @@ def segment_starts(rule: str, smaller_side: int, num_experts: int, width: int) -
     if rule == "minor":
         return [smaller_side - (j + 1) * width for j in experts]
     assert rule == "random", rule
-    return [width * int(j) for j in torch.randperm(smaller_side // width)[:num_experts]]
+    return [width * int(j) for j in torch.randperm(smaller_side // width, device="cpu")[:num_experts]]
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ def adapter_tensors(module: nn.Module) -> dict[str, Tensor]:
     Returns:
         Name in `module.state_dict()` -> the tensor itself, detached.
     """
-    prefixes = [name + "." if name else "" for name, layer in module.named_modules() if _is_tuner_layer(layer)]
+    found = [name for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    prefixes = [name + "." if name else "" for name in found]
     bases = tuple(prefix + "base_layer." for prefix in prefixes)
     return {
         key: value
@@ -166,7 +167,3 @@ def _routed(model: nn.Module) -> Iterator[tuple[str, LayerSpec | UpcycledSpec, R
             for adapter in layer.active_adapters:
                 if adapter in layer.routing:
                     yield name, layer.specs[adapter], layer.routing[adapter]
-
-
-def _is_tuner_layer(layer: nn.Module) -> bool:
-    return isinstance(layer, BaseTunerLayer)

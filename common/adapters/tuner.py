@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.adapters.config import MosgoatConfig
 from common.adapters.layer import MosgoatLinear
+from common.adapters.loading import require_complete, require_targets_named
 from common.adapters.quantised import keep_layout
 from common.config import did_you_mean
 from common.errors import UserError
@@ -37,9 +38,14 @@ class MosgoatModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - PEFT's attribute; targets are always named
     _enable_peft_forward_hooks = one_adapter_per_batch
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_load_state_dict_post_hook(require_complete)
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's injection, with a progress bar while decompositions keep the user waiting."""
         config = self.peft_config[adapter_name]
+        require_targets_named(self, config)
         _require_matching_patterns(config, model)
         keep_layout(model)
         fast = not config.has_residual or config.weights_saved

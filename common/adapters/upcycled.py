@@ -11,6 +11,7 @@ Dimension letters: N tokens, E experts, k chosen experts of a token.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from common.adapters.config import require_whole_numbers
 from common.adapters.layer import move_to_base
+from common.adapters.loading import require_complete, require_targets_named
 from common.adapters.project import autocast_device
 from common.adapters.routing import RoutingRecord, expert_counts, route
 from common.adapters.tuner import one_adapter_per_batch, require_linear
@@ -47,6 +50,7 @@ class UpcycledConfig(PeftConfig):
         num_experts: E.
         top_k: k.
         balance_coef: weight of the balance loss summed over layers; none given: top_k · 1e-3.
+        weights_saved: set in the saved file: the values come from it, none are made.
 
     Raises:
         UserError: for impossible values.
@@ -58,16 +62,24 @@ class UpcycledConfig(PeftConfig):
     num_experts: int = 8
     top_k: int = 2
     balance_coef: float | None = None
+    weights_saved: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = UpcycledPeftType.UPCYCLED
         if isinstance(self.target_modules, (list, tuple, set)):
             self.target_modules = sorted(self.target_modules)
+        require_whole_numbers({"num_experts": self.num_experts, "top_k": self.top_k})
         if not 1 <= self.top_k <= self.num_experts:
             raise UserError(f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}")
-        if self.balance_coef is not None and self.balance_coef < 0:
-            raise UserError(f"balance_coef={self.balance_coef} must not be negative")
+        if self.balance_coef is not None and not 0 <= self.balance_coef < math.inf:
+            raise UserError(f"balance_coef={self.balance_coef} must be a number and not negative")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, marked so that a tensor that the file lacks is noticed on loading."""
+        saved = copy.copy(self)
+        saved.weights_saved = True
+        super(UpcycledConfig, saved).save_pretrained(save_directory, **kwargs)
 
     @property
     def routed(self) -> bool:
@@ -125,6 +137,9 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         zeros = torch.zeros(experts, self.out_features, self.in_features, device=device, dtype=torch.float32)
         router = torch.empty(experts, self.in_features, device="cpu", dtype=torch.float32)
         nn.init.kaiming_uniform_(router, a=math.sqrt(5))
+        if config.weights_saved:  # NaN until the file is loaded: a forgotten load must not pass for an adapter
+            zeros.fill_(math.nan)
+            router.fill_(math.nan)
         self.upcycled_experts[adapter] = nn.Parameter(zeros)
         self.upcycled_router[adapter] = nn.Parameter(router.to(device))
 
@@ -210,10 +225,10 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
                 self.scaling[adapter] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters by `scale`, or restore the trained strength."""
+        """Divide the strength of the active adapters by `scale`; None or 0: restore the trained strength."""
         for adapter in self.active_adapters:
             if adapter in self.scaling:
-                self.scaling[adapter] = 1.0 if scale is None else self.scaling[adapter] / scale
+                self.scaling[adapter] = self.scaling[adapter] / scale if scale else 1.0
 
     def __repr__(self) -> str:
         return "upcycled." + super().__repr__()
@@ -226,6 +241,15 @@ class UpcycledModel(BaseTuner):
     tuner_layer_cls = UpcycledLinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - PEFT's attribute; targets are always named
     _enable_peft_forward_hooks = one_adapter_per_batch
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_load_state_dict_post_hook(require_complete)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's injection, for named layers only."""
+        require_targets_named(self, self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
         self,

@@ -62,7 +62,10 @@ def several_methods(architecture: Architecture, counts: Sequence[Count], left_ou
             "size; step: forward and backward of the adapted model; step/full: over that of full fine-tuning."
         )
     text = render_text(Table(columns, rows, caption))
-    return "\n".join([text, *(f"left out: {method}: {reason}" for method, reason in left_out.items())])
+    alike: dict[str, list[str]] = {}
+    for method, reason in left_out.items():
+        alike.setdefault(reason, []).append(method)
+    return "\n".join([text, *(f"left out: {', '.join(methods)}: {reason}" for reason, methods in alike.items())])
 
 
 def _cells(counted: Count) -> list[Value]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from common.config import Method
 from common.reporting.labels import method_label
-from common.reporting.runs import Run, series
+from common.reporting.runs import Run, seed_of, series
 from common.reporting.tables import Spread
 
 # Keys, by their last name, in which runs of one group may differ: they say where and when, not what.
@@ -43,7 +43,7 @@ class RunGroup:
     @property
     def seeds(self) -> list[int]:
         """Every run's seed."""
-        return [int(run.results.get("seed", 0)) for run in self.runs]
+        return [seed_of(run) for run in self.runs]
 
     def metric(self, name: str) -> Spread | None:
         """Mean and spread over the seeds of one number of the results; None where a run lacks it."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import yaml
@@ -120,9 +120,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def series(metrics: Iterable[Mapping[str, Any]], key: str, x: str = "step") -> tuple[list[float], list[float]]:
-    """The course of one metric: x values and values of the lines that have both (null is not a value)."""
-    pairs = [(line[x], line[key]) for line in metrics if line.get(key) is not None and line.get(x) is not None]
-    return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
+    """The course of one metric: x values and values of the lines that have both (null or a text is not a value)."""
+    pairs = [(line.get(x), line.get(key)) for line in metrics]
+    numbers = [(step, value) for step, value in pairs if _is_number(step) and _is_number(value)]
+    return [float(step) for step, _ in numbers], [float(value) for _, value in numbers]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def training_load(file: Path) -> dict[str, list[float]]:
@@ -135,10 +140,52 @@ def training_load(file: Path) -> dict[str, list[float]]:
         Layer name -> shares that add up to 1; empty without the file or where nothing was routed.
     """
     lines = read_json_lines(file)
+    lines = [line for line in lines if _is_number(line.get("step"))]
     last = max((line["step"] for line in lines), default=0)
     total: dict[str, np.ndarray] = {}
     for line in lines:
         if line["step"] > 0.75 * last:
-            for name, tokens in line["tokens"].items():
+            for name, tokens in _rows(file, line.get("tokens")).items():
                 total[name] = total.get(name, 0.0) + np.asarray(tokens, float)
     return {name: (tokens / tokens.sum()).tolist() for name, tokens in total.items() if tokens.sum() > 0}
+
+
+def evaluated_load(file: Path) -> dict[str, list[float]]:
+    """Each expert's share of the tokens of the test set.
+
+    Args:
+        file: `router_load.json` of a run.
+
+    Returns:
+        Layer name -> shares; empty without the file.
+
+    Raises:
+        UserError: the file is broken, or holds something else.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = read_json(file)
+    except UserError as error:
+        raise UserError(f"{error}; delete the file, or leave its run out") from None
+    return _rows(file, content)
+
+
+def _rows(file: Path, content: Any) -> dict[str, list[float]]:
+    """`content` if it is what a router load is: layers with as many numbers each."""
+    rows = list(content.values()) if isinstance(content, dict) else None
+    whole = rows is not None and all(isinstance(row, list) and all(map(_is_number, row)) for row in rows)
+    if rows is None or not whole or len({len(row) for row in rows}) > 1:
+        raise UserError(
+            f"{file} holds no router load (name of a layer -> one number for each expert); delete the file, or leave "
+            "its run out"
+        )
+    return dict(content)
+
+
+def seed_of(run: Run) -> int:
+    """The seed of a run; raises `UserError` where its results hold another thing."""
+    seed = run.results.get("seed", 0)
+    if not isinstance(seed, int):
+        raise UserError(f"{run.path / 'results.json'}: seed={seed!r} must be a whole number; was the file changed?")
+    return seed

@@ -17,7 +17,7 @@ from common.reporting.adapter_plots import plot_router_load
 from common.reporting.groups import RunGroup, differing_keys, flatten
 from common.reporting.page import Block, Code, Facts, Figure, Figures, Section, Text
 from common.reporting.plots import plot_bars, plot_curves
-from common.reporting.runs import MIXERS_PLOT, SPECTRA_PLOT, Run, read_json, training_load
+from common.reporting.runs import MIXERS_PLOT, SPECTRA_PLOT, Run, evaluated_load, read_json, training_load
 from common.reporting.tables import Column, Row, Table, Value
 
 Part = Callable[[Sequence[RunGroup], Path], Section | None]
@@ -193,7 +193,7 @@ def router_figures(group: RunGroup, plots: Path) -> list[Figure]:
     """The load of the group's first run by layer and expert, in its training and on its test set."""
     sources = {
         "in the last quarter of the training": training_load(group.first.path / "router_load.jsonl"),
-        "on the test set": _optional(group.first.path / "router_load.json"),
+        "on the test set": evaluated_load(group.first.path / "router_load.json"),
     }
     found = [(when, load) for when, load in sources.items() if load]
     return [load_figure(group, plots / f"router_load_{n}.png", load, when) for n, (when, load) in enumerate(found)]

@@ -96,7 +96,7 @@ def _hash(path: Path) -> str:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint: `step`, `world_size`, `config_hash`, `files`, `hashes`."""
+    """The manifest of a whole checkpoint: `step`, `world_size`, `micro_batches`, `config_hash`, `files`, `hashes`."""
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
@@ -114,7 +114,7 @@ def finish(partial: Path, manifest: dict[str, Any]) -> Path:
 
     Args:
         partial: the folder.
-        manifest: what to note beside the files: `step`, `world_size`, `config_hash`.
+        manifest: what to note beside the files: `step`, `world_size`, `micro_batches` (of a step), `config_hash`.
     """
     final = checkpoint_path(partial.parent, manifest["step"])
     files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}

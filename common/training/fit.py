@@ -106,6 +106,8 @@ def fit(
     processes.start()
     plan = make_plan(config, len(train_dataset), seed, processes.world_size(), grouping)
     workers = default_workers() if num_workers is None else num_workers
+    if run.checkpoint is not None and loss_mean == "micro_batch":
+        _require_as_many_micro_batches(run.checkpoint, config)
     batches = _batches(train_dataset, collate, config, plan, run, seed, workers)
     verbosity = library_logging.get_verbosity()
     sigterm, progress = callbacks.StopOnSigterm(saves=config.save_every > 0), callbacks.Progress()
@@ -126,6 +128,22 @@ def fit(
     if sigterm.stopped:
         _terminate(trainer.state.global_step, plan, saved=config.save_every > 0)
     return _result(trainer, plan)
+
+
+def _require_as_many_micro_batches(checkpoint: Path, config: TrainConfig) -> None:
+    # The mean of means depends on how a step is divided, and accumulation and processes may change in a resume.
+    before = read_manifest(checkpoint).get("micro_batches")
+    processes_used, accumulation = processes.world_size(), config.gradient_accumulation_steps
+    now = processes_used * accumulation
+    if before is None or before == now:
+        return
+    fits, rest = divmod(before, processes_used)
+    way = f"train.gradient_accumulation_steps={fits}" if not rest else f"a number of processes that divides {before}"
+    raise UserError(
+        f"{checkpoint} was trained with loss_mean=micro_batch and {before} micro-batches in a step; "
+        f"train.gradient_accumulation_steps={accumulation} x {processes_used} processes makes {now}, whose loss is "
+        f"another. Use {way}, or begin a new run"
+    )
 
 
 def _batches(

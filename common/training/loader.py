@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.cores import usable_cores
+from common.errors import UserError
 from common.training.order import KeyedCollate, KeyedSamples, SampleDataset, ShareSampler
 
 _PREFETCH = 4
@@ -31,6 +33,18 @@ def outlive_signals(_: int) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def errors_in_own_words() -> Iterator[None]:
+    """Give a `UserError` of a worker its own message back, which torch hides behind the worker's traceback."""
+    try:
+        yield
+    except UserError as error:
+        _, hidden, message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
+        if not hidden:
+            raise
+        raise UserError(message.rstrip()) from error
 
 
 class TrainBatches:
@@ -83,7 +97,8 @@ class TrainBatches:
         return self._running
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        yield from self._loader
+        with errors_in_own_words():
+            yield from self._loader
 
     def close(self) -> None:
         """End the workers at once, also where a traceback still holds the iterator."""

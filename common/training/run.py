@@ -26,6 +26,8 @@ from common.training.lock import lock, unlock
 RunState = Literal["new", "resumed", "finished"]
 
 # Keys, by their last name, that do not change what a run computes, beyond rounding and the draw of dropout.
+# (Accumulation does with `loss_mean=micro_batch`; as does the number of processes, which no recipe has: `fit` holds
+# the product of the two to that of the checkpoint.)
 NEUTRAL_KEYS = frozenset(
     {
         "output",

@@ -292,6 +292,7 @@ class MosgoatTrainer(Trainer):
         manifest = {
             "step": self.state.global_step,
             "world_size": processes.world_size(),
+            "micro_batches": processes.world_size() * self.args.gradient_accumulation_steps,
             "config_hash": self._run.config_hash,
         }
         checkpoints.finish(partial, manifest)

@@ -35,12 +35,18 @@ def data_file(name: str, cache_dir: str | None = None) -> Path:
 
 
 def drawn_sets(cache_dir: str | None = None) -> Path:
-    """The folder with the drawn sets, drawn on first use (about ten seconds)."""
+    """The folder with the drawn sets, drawn on first use (about ten seconds).
+
+    Raises:
+        UserError: the cache cannot be written, or is full.
+    """
+    from common.training.checkpoint import writing_is_explained
     from llava.demo.draw import SEED, TEST, TRAIN, write_sets
 
     folder = cache_root(cache_dir) / f"drawn-questions-{SEED}-{TRAIN}-{TEST}"
     if not (folder / "done.json").is_file():
-        write_sets(folder)
+        with writing_is_explained(folder):
+            write_sets(folder)
     return folder
 
 

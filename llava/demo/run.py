@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.files import write_json
 from common.recipes import load
 from common.reporting.runs import read_json
+from common.training.checkpoint import writing_is_explained
 from llava.config import LlavaRecipe, recipe_problems
 from llava.demo import drawn_sets
 from llava.demo.measure import Measured, measure
@@ -39,20 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = demo_recipe(options.output, options.method, options.steps)
     _make(options.output)
     folder = drawn_sets(recipe.data.cache_dir)
+    explained = writing_is_explained(options.output)
 
     before_file, after_file = options.output / "before.json", options.output / "after.json"
     if not before_file.is_file():
         _say("1 of 3  what does the base know? It has learnt to describe scenes and was never asked a question")
         base = load_model(recipe.model, template=recipe.data.template)
-        write_json(before_file, measure(base, folder, description="before").to_json())
+        known = measure(base, folder, description="before").to_json()
+        explained(write_json)(before_file, known)
     _say(f"2 of 3  training {options.method} on questions about other pairs of colour and shape than the test's")
     results = train(recipe)
     _say("3 of 3  the same test questions again")
     after = measure(load_run(Path(str(recipe.output))), folder, description="after")
-    write_json(after_file, after.to_json())
+    explained(write_json)(after_file, after.to_json())
 
     before = Measured.of_json(read_json(before_file))
-    page = write_demo_page(options.output, folder, before, after, results, recipe)
+    page = explained(write_demo_page)(options.output, folder, before, after, results, recipe)
     print(summary(before, after))
     print(f"the page: {page}")
     return 0

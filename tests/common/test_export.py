@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from common import export
@@ -188,3 +189,43 @@ def test_every_pipeline_that_is_there_offers_both_functions() -> None:
             found = importlib.import_module(module)
             assert callable(found.load_adapted)
             assert callable(found.save_merged)
+
+
+@pytest.mark.parametrize("task", [["toy"], None, "nothing", "gone"])
+def test_run_of_a_task_without_an_exporter_is_refused(
+    run: Path, tmp_path: Path, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export.EXPORTERS, "gone", "a_pipeline_that_is_not_there.export")
+    (run / "results.json").write_text(json.dumps({"task": task, "metrics": {}}))
+    with pytest.raises(UserError, match="cannot"):
+        call(run, tmp_path / "out")
+
+
+def test_method_that_is_no_name_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "config.yaml").write_text(yaml.safe_dump({"adapter": {"method": ["goat"]}}))
+    with pytest.raises(UserError, match="is no method"):
+        call(run, tmp_path / "out")
+
+
+def test_output_that_cannot_be_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too long"):
+        call(run, tmp_path / ("n" * 300))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a link to"):
+        call(run, tmp_path / "link")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / export.MARK).write_text("[]")
+    with pytest.raises(UserError, match="an unknown run"):
+        call(run, tmp_path / "odd")
+
+
+def test_disk_that_fills_up_within_the_weights_is_told_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:  # what safetensors raises, which is no OSError
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(export, "export_lora", full)
+    with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
+        call(run, tmp_path / "out")
+    assert names(tmp_path) == {"run"}

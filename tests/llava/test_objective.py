@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.adapters import balance_loss
+from common.adapters import balance_and_load, balance_loss
 from common.config import AdapterConfig, TrainConfig
 from llava.config import DataConfig, LlavaRecipe, ModelConfig, TowerConfig
 from llava.model import LlavaBase, load_model, prepare_training
@@ -179,6 +179,23 @@ def test_padding_does_not_count_in_the_balance_loss(tiny_llava: TinyLlava) -> No
         batch[key] = F.pad(batch[key], (0, 20), value=filler)
     objective(**batch)
     assert balance_loss(base.model).item() == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_blank_picture_of_a_batch_of_text_does_not_count_in_the_balance_loss(tiny_llava: TinyLlava) -> None:
+    base = prepared(tiny_llava, "goat")
+    objective = LlavaObjective(base).train()
+    objective(**padded(base, [sample(base, 9, 0)]))  # a batch of text must not inherit from one with pictures
+    for image in (False, True):
+        objective(**padded(base, [sample(base, 9, 0, image=image)]))
+        loss, load = balance_and_load(base.model)
+        loss.backward()
+        tower = {n: p for n, p in base.model.named_parameters() if "vision_tower" in n and "router" in n}
+        assert len(tower) > 0
+        assert all(p.grad.any().item() is image for p in tower.values())
+        counts = {name: row for names, rows in load.items() for name, row in zip(names, rows, strict=True)}
+        assert all(bool(row.any()) is image for name, row in counts.items() if "vision_tower" in name)
+        assert all(row.any() for name, row in counts.items() if "language_model" in name)
+        base.model.zero_grad()
 
 
 @pytest.mark.parametrize("method", ["moslora", "goat"])

@@ -118,6 +118,26 @@ def test_answer_to_anything_else_is_not_taken_for_this_one(
     assert sum(count) == {"question": 1, "picture": 2, "weights": 6, "length": 6}[what]
 
 
+@pytest.mark.parametrize("content", ["[\n{}\n]\n", '[{"id": 1}]', '{"a": 1}', "some text"])
+def test_a_file_of_something_else_is_never_written_over(run: Path, folder: Path, content: str) -> None:
+    write_rows(folder / "q.jsonl", rows_of()[:1])
+    (folder / "mine").write_text(content)
+    with pytest.raises(UserError, match="not answers of this model to these questions"):
+        main(words(run, folder, "--output", str(folder / "mine")))
+    assert (folder / "mine").read_text() == content
+
+
+@pytest.mark.parametrize("place", [".", "file/below.jsonl"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    write_rows(folder / "q.jsonl", rows_of()[:1])
+    (folder / "file").write_text("")
+    monkeypatch.setattr(llava.predict, "open_model", lambda options: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=r"is a folder|could not be written"):
+        main(words(run, folder, "--output", str(folder / place)))
+
+
 def test_bad_rows_are_named_and_the_rest_is_answered(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +158,7 @@ def test_bad_rows_are_named_and_the_rest_is_answered(
     assert main(words(run, folder)) == 1
     assert [row["id"] for row in read_rows(folder / "out" / "p.jsonl")] == [0]
     err = capsys.readouterr().err
-    assert "1 questions, 10 rows left out" in err
+    assert "1 questions; rows left out: 10" in err
     assert all(f"line {line} " in err for line in range(2, 12)), err
     assert "out of the image root" in err
 

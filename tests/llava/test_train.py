@@ -198,6 +198,14 @@ def test_grouping_follows_the_recipe(tiny_llava: TinyLlava, drawn: Path, batchin
     assert (found.classes is None) == (batching == "length")
 
 
+def test_a_misspelt_layer_is_told_before_the_data_are_opened(
+    tiny_llava: TinyLlava, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.train.open_data", lambda *_, **__: pytest.fail("the data were opened"))
+    with pytest.raises(UserError, match=r"tower\.target_modules: 'qproj' matches no layer"):
+        train(recipe(tiny_llava, drawn, tmp_path / "run", tower=TowerConfig(target_modules=["qproj"])))
+
+
 def test_changed_conversations_stop_a_resume(tiny_llava: TinyLlava, drawn: Path, tmp_path: Path) -> None:
     samples = json.loads((drawn / "train.json").read_text(encoding="utf-8"))
     file = drawn / "other.json"

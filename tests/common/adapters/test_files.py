@@ -44,7 +44,7 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_else(tmp_path: Path) 
     [
         ("absent", "is missing"),
         ("truncated", "damaged or incomplete"),
-        ("key missing", "missing"),
+        ("key missing", "lacks"),
         ("key too many", "unexpected"),
         ("shape", "does not fit the base"),
         ("nan", "not finite"),
@@ -66,4 +66,15 @@ def test_damaged_adapter_is_refused(tmp_path: Path, damage: str, message: str) -
         value = {"key too many": torch.zeros(2), "shape": torch.zeros(3, 3), "nan": state[name] * torch.nan}[damage]
         save_file({**state, changed: value}, file)
     with pytest.raises(UserError, match=message):
+        load_adapter(base(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"peft_type": "FOO"}', '{"peft_type": ["LORA"]}', None])
+def test_configuration_that_is_none_is_named(tmp_path: Path, content: str | None) -> None:
+    save_adapter(adapted(), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=r"adapter_config\.json(:| is missing| cannot be read as JSON)"):
         load_adapter(base(), tmp_path / "adapter")

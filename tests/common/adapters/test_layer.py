@@ -174,6 +174,23 @@ def test_a_frozen_part_stays_frozen_through_every_switch(frozen: str, mlp: MakeM
     assert not [name for name in trained if any(part in name for part in parts[frozen])]
 
 
+@pytest.mark.parametrize(("method", "frozen"), [("lora_fa", "mosgoat_A"), ("lora_fb", "mosgoat_B")])
+def test_moving_an_adapter_to_another_device_trains_nothing_more(method: str, frozen: str, adapted: Adapted) -> None:
+    """PEFT moves an adapter that was read with `low_cpu_mem_usage`; the meta device stands in for a GPU."""
+    layer = adapted(method).base_model.model.fc1
+    trained = {name for name, p in layer.named_parameters() if p.requires_grad}
+    layer._move_adapter_to_device_of_base_layer("default", torch.device("meta"))
+    assert getattr(layer, frozen)["default"].is_meta
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == trained
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 0}, {"alpha": -1}, {"scaling": 0.0}, {"alpha_pattern": {"fc1": -2}}])
+@pytest.mark.parametrize("method", ["pissa", "kasa", "moslora"])
+def test_a_strength_of_zero_or_less_is_an_error_and_no_nan(method: str, wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}.*must be positive"):
+        build_config(method, r=8, target_modules=["fc1"], **wrong)
+
+
 def test_the_adapters_tensors_are_named_as_in_the_state_dict(adapted: Adapted) -> None:
     for method in ("goat_plus", "lora"):
         model = adapted(method)

@@ -63,6 +63,15 @@ def test_segments_begin_where_the_paper_says() -> None:
     assert all(start % 3 == 0 and 0 <= start <= 17 for start in drawn)
 
 
+def test_segments_are_drawn_on_the_cpu_whatever_the_default_device_is() -> None:
+    """So that a start is the same on every machine; the meta device, which draws nothing, stands in for a GPU."""
+    torch.manual_seed(0)
+    expected = segment_starts("random", 20, 4, 3)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        assert segment_starts("random", 20, 4, 3) == expected
+
+
 def test_random_starts_have_the_stated_spread() -> None:
     torch.manual_seed(0)
     kaiming = random_a("kaiming", 64, 300)

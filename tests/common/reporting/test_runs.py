@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.reporting.runs import read_metrics, read_run, series
+from common.reporting.runs import Run, evaluated_load, read_metrics, read_run, seed_of, series, training_load
 
 
 @pytest.fixture
@@ -97,3 +97,25 @@ def test_binary_rubbish_is_named(run: Path) -> None:
     (run / "results.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         read_run(run)
+
+
+@pytest.mark.parametrize("content", [{"a": "b"}, {"a": 1}, {"a": [1, "x"]}, {"a": [1, 2], "b": [1]}, [1]])
+def test_file_that_is_no_router_load_is_named(tmp_path: Path, content: object) -> None:
+    (tmp_path / "router_load.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"router_load\.json holds no router load"):
+        evaluated_load(tmp_path / "router_load.json")
+    (tmp_path / "router_load.jsonl").write_text(json.dumps({"step": 1, "tokens": content}) + "\n")
+    with pytest.raises(UserError, match=r"router_load\.jsonl holds no router load"):
+        training_load(tmp_path / "router_load.jsonl")
+
+
+def test_text_in_a_log_is_no_point_of_a_curve() -> None:
+    assert series([{"step": 1, "loss": "nan"}, {"step": "x", "loss": 1.0}, {"step": 3, "loss": 2}], "loss") == (
+        [3.0],
+        [2.0],
+    )
+
+
+def test_seed_that_is_no_number_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="seed='x' must be a whole number"):
+        seed_of(Run(tmp_path, {}, {"metrics": {}, "seed": "x"}, []))

@@ -1,5 +1,6 @@
 """What a pipeline may ask of `fit` beside the plain run: own learning rates, another mean, groups, counts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.training.order import EpochOrder, Grouping
 from tests.common.training.toy import (
     ToyObjective,
@@ -69,6 +71,17 @@ def test_micro_batch_mean_and_learning_rates_are_those_of_the_plain_loop(
     expected = trained(by_hand(rates, 4))
     for name, value in trained(objective).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=ROUNDING, msg=name)
+
+
+def test_a_micro_batch_mean_goes_on_only_with_as_many_micro_batches(tmp_path: Path) -> None:
+    mean = {"loss_mean": "micro_batch"}
+    whole = {"method": "lora", "size": 32, "max_steps": 4, "epochs": None, "save_every": 2}
+    train_toy(tmp_path, gradient_accumulation_steps=4, options=mean, **whole)
+    (tmp_path / "results.json").unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    with pytest.raises(UserError, match=r"4 micro-batches in a step.*gradient_accumulation_steps=2 x 1.*_steps=4"):
+        train_toy(tmp_path, gradient_accumulation_steps=2, options=mean, **whole)
+    train_toy(tmp_path, gradient_accumulation_steps=4, options=mean, **whole)
 
 
 def test_a_learning_rate_for_no_parameter_is_our_own_mistake(tmp_path: Path) -> None:
