@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.training import processes
-from common.training.loader import errors_in_own_words, outlive_signals
+from common.training.loader import batches_of, outlive_signals
 from llava.model import LlavaBase
 from llava.objective import LlavaObjective
 
@@ -51,8 +51,9 @@ def validation_loss(
     was_training = objective.training
     objective.eval()
     sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, supervised tokens
-    with errors_in_own_words(), torch.inference_mode(), base.autocast():
-        for batch in tqdm(loader, "validation", disable=None if processes.is_main() else True, leave=False):
+    with torch.inference_mode(), base.autocast():
+        bar = tqdm(loader, "validation", disable=None if processes.is_main() else True, leave=False)
+        for batch in batches_of(bar):
             found = objective(**{key: value.to(base.device) for key, value in batch.items()})
             tokens = float(found["counts"]["supervised_tokens"])
             sums += torch.tensor([float(found["loss"]) * tokens, float(found["token_accuracy"]) * tokens, tokens])

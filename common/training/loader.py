@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,6 +16,7 @@ from common.cores import usable_cores
 from common.errors import UserError
 from common.training.order import KeyedCollate, KeyedSamples, SampleDataset, ShareSampler
 
+T = TypeVar("T")
 _PREFETCH = 4
 _MOST_WORKERS = 8
 
@@ -35,16 +37,25 @@ def outlive_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def errors_in_own_words() -> Iterator[None]:
-    """Give a `UserError` of a worker its own message back, which torch hides behind the worker's traceback."""
+@atexit.register
+def _end_workers() -> None:
+    # multiprocessing's own exit handler sends SIGTERM, which they ignore, and would then wait for them for ever: where
+    # an error nobody foresaw still holds their loader. torch would report the dead ones behind that error
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def batches_of(loader: Iterable[T]) -> Iterator[T]:
+    """The batches of a loader; a `UserError` of a worker keeps its own words, not torch's with a traceback in them."""
     try:
-        yield
+        yield from loader
+        return
     except UserError as error:
-        _, hidden, message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
-        if not hidden:
-            raise
-        raise UserError(message.rstrip()) from error
+        message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2].rstrip()
+    # Out of the handler: the first error's traceback would keep the loader, and so its workers, alive.
+    raise UserError(message)
 
 
 class TrainBatches:
@@ -97,8 +108,7 @@ class TrainBatches:
         return self._running
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        with errors_in_own_words():
-            yield from self._loader
+        yield from batches_of(self._loader)
 
     def close(self) -> None:
         """End the workers at once, also where a traceback still holds the iterator."""
