@@ -114,7 +114,7 @@ def test_mixer_starts_are_what_their_names_say() -> None:
         ({"dropout": 1.0}, "dropout=1.0 must lie in"),
         ({"rho": 0}, "rho=0 must be positive"),
         ({"r": 0}, "r=0 must be at least 1"),
-        ({"mixer": "topk", "balance_coef": -1.0}, "balance_coef=-1.0 must not be negative"),
+        ({"mixer": "topk", "balance_coef": -1.0}, "balance_coef=-1.0 must be finite and not negative"),
     ],
 )
 def test_an_impossible_configuration_names_key_value_and_what_is_allowed(settings: dict, message: str) -> None:
