@@ -24,10 +24,9 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from measure import environment, medians, saved_bytes
+from measure import device_of, environment, machine_options, medians, saved_bytes
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -209,18 +208,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=50 if cuda else 15, help="timed turns, at most")
     parser.add_argument("--seconds", type=float, default=12.0, help="time for each case, beyond three turns")
     parser.add_argument("--quick", action="store_true", help="the first shape only, in a few turns")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--threads", type=int, help="torch's threads")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    machine_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = arguments(argv)
-    device = torch.device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device = device_of(args)
     if args.quick:
         args.shapes, args.repeats = args.shapes[:1], min(args.repeats, 5)
     cases = [

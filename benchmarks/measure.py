@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -28,6 +29,20 @@ class Row:
     ratio: float | None = None
     over: str = ""
     target: str = ""
+
+
+def machine_options(parser: argparse.ArgumentParser, threads: str = "torch's threads") -> None:
+    """Where a benchmark runs and what it writes: `--device`, `--threads` (with this help) and `--json`."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help=threads)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device that was asked for, with torch's threads set."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return torch.device(args.device)
 
 
 def medians(

@@ -16,11 +16,10 @@ import argparse
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, environment, medians, show, step_rows
+from measure import Row, device_of, environment, machine_options, medians, show, step_rows
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -188,18 +187,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if cuda else "float32")
     parser.add_argument("--repeats", type=int, default=20 if cuda else 9, help="timed turns, at most")
     parser.add_argument("--seconds", type=float, default=40.0, help="time for each model, beyond three turns")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--threads", type=int, help="torch's threads")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    machine_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = arguments(argv)
-    device = torch.device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device = device_of(args)
     sections: dict[str, list[Row]] = {}
     for name in args.models:
         title, make = MODELS[name]

@@ -20,10 +20,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from measure import environment, medians
+from measure import device_of, environment, machine_options, medians
 from torch import Tensor
 
 from common.adapters.start import segment_starts, svd_segments
@@ -179,18 +178,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8, help="how many of them")
     parser.add_argument("--r", type=int, default=8, help="total rank; each of the eight experts has an eighth of it")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="torch's threads")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    machine_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = arguments(argv)
-    device = torch.device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device = device_of(args)
     shapes = [*args.shapes, *(["4096x14336"] if args.large else [])]
     results = [line for shape in shapes for line in compare(shape, args.r // EXPERTS, args.repeats, device)]
     at_once = {

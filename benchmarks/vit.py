@@ -23,7 +23,7 @@ from typing import Any
 
 import open_clip
 import torch
-from measure import Row, environment, medians, show, step_rows
+from measure import Row, device_of, environment, machine_options, medians, show, step_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -172,23 +172,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=256 if cuda else 8)
     parser.add_argument("--repeats", type=int, default=20 if cuda else 7)
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if cuda else "float32")
-    parser.add_argument("--threads", type=int, help="torch's threads in the towers; the input path always has one")
     parser.add_argument("--images", type=Path, help="a folder of pictures; none given: drawn ones")
     parser.add_argument("--pictures", type=int, default=64, help="how many of them")
     parser.add_argument("--peak", type=float, help="the GPU's dense FLOP/s, where it is not known here")
     parser.add_argument("--only", choices=("towers", "input"), help="leave the rest out")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    machine_options(parser, threads="torch's threads in the towers; the input path always has one")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = arguments(argv)
-    device = torch.device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device = device_of(args)
     sections: dict[str, list[Row]] = {}
     try:
         if args.only != "input":

@@ -174,10 +174,10 @@ def _write(
     method = "projector" if recipe.stage == "pretrain" else recipe.adapter.method
     name = "projector" if recipe.stage == "pretrain" else method_label(recipe.adapter.method)
     lines = read_metrics(run.metrics)
-    for key, label, percent in (("loss", "training loss", False), ("eval_loss", "validation loss", False)):
+    for key, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
         course = series(lines, key)
         if course[0]:
-            plot_curves(run.plots / f"{key}.png", {name: course}, ylabel=label, percent=percent)
+            plot_curves(run.plots / f"{key}.png", {name: course}, ylabel=label)
     write_diagnostics(run.path, base.model)
     return run.write_results(
         task="llava",

@@ -21,6 +21,7 @@ from common.adapters.quantised import is_quantised
 from common.adapters.routing import RoutingRecord
 from common.adapters.spec import MIXER_NAMES, LayerSpec, start_values
 from common.adapters.start import require_fitting_rank
+from common.adapters.strength import scale_layer, set_scale, unscale_layer
 from common.errors import UserError
 
 
@@ -56,6 +57,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     frozen_names = ("mosgoat_A0", "mosgoat_B0", "mosgoat_segment_scale", "mosgoat_U", "mosgoat_V")
     other_param_names = (*frozen_names, "specs", "scaling", "routing")
     _move_adapter_to_device_of_base_layer = move_to_base
+    set_scale, scale_layer, unscale_layer = set_scale, scale_layer, unscale_layer  # diffusers calls them
 
     def __init__(self, base_layer: nn.Linear, name: str) -> None:
         super().__init__()
@@ -256,26 +258,6 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may turn the adapter into a LoRA."""
         return adapter_name in self.specs and not self.specs[adapter_name].routed
-
-    # -- diffusers -----------------------------------------------------------------------------------------
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Let an adapter act `scale` times as strongly as trained, residual included."""
-        if adapter in self.specs:
-            self.scaling[adapter] = scale * self.specs[adapter].scaling
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters."""
-        for adapter in self.active_adapters:
-            if adapter in self.scaling:
-                self.scaling[adapter] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters by `scale`; None or 0: restore the trained strength."""
-        for adapter in self.active_adapters:
-            if adapter in self.scaling:
-                trained = self.specs[adapter].scaling
-                self.scaling[adapter] = self.scaling[adapter] / scale if scale else trained
 
     def __repr__(self) -> str:
         return "mosgoat." + super().__repr__()

@@ -29,6 +29,7 @@ from common.adapters.layer import move_to_base
 from common.adapters.loading import require_complete, require_targets_named
 from common.adapters.project import autocast_device
 from common.adapters.routing import RoutingRecord, expert_counts, route
+from common.adapters.strength import scale_layer, set_scale, unscale_layer
 from common.adapters.tuner import one_adapter_per_batch, require_linear
 from common.errors import UserError
 
@@ -89,11 +90,12 @@ class UpcycledConfig(PeftConfig):
 
 @dataclass(frozen=True)
 class UpcycledSpec:
-    """What one adapter is on one layer: E, k and the coefficient of its balance loss."""
+    """What one adapter is on one layer: E, k, the coefficient of its balance loss, and the trained strength."""
 
     num_experts: int
     top_k: int
     balance_weight: float
+    scaling: float = 1.0
 
 
 class UpcycledLinear(nn.Module, BaseTunerLayer):
@@ -113,6 +115,7 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
     frozen_names = ()
     other_param_names = ("specs", "scaling", "routing")
     _move_adapter_to_device_of_base_layer = move_to_base
+    set_scale, scale_layer, unscale_layer = set_scale, scale_layer, unscale_layer  # diffusers calls them
 
     def __init__(self, base_layer: nn.Linear, name: str) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         experts, device = config.num_experts, self.get_base_layer().weight.device
         weight = config.top_k * 1e-3 if config.balance_coef is None else config.balance_coef
         self.specs[adapter] = UpcycledSpec(experts, config.top_k, weight)
-        self.scaling[adapter] = 1.0
+        self.scaling[adapter] = self.specs[adapter].scaling
         self.routing[adapter] = RoutingRecord()
         zeros = torch.zeros(experts, self.out_features, self.in_features, device=device, dtype=torch.float32)
         router = torch.empty(experts, self.in_features, device="cpu", dtype=torch.float32)
@@ -210,25 +213,6 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Never."""
         return False
-
-    # -- diffusers -----------------------------------------------------------------------------------------
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Let the differences of an adapter's experts act `scale` times as strongly as trained."""
-        if adapter in self.specs:
-            self.scaling[adapter] = float(scale)
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters."""
-        for adapter in self.active_adapters:
-            if adapter in self.scaling:
-                self.scaling[adapter] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters by `scale`; None or 0: restore the trained strength."""
-        for adapter in self.active_adapters:
-            if adapter in self.scaling:
-                self.scaling[adapter] = self.scaling[adapter] / scale if scale else 1.0
 
     def __repr__(self) -> str:
         return "upcycled." + super().__repr__()

@@ -26,6 +26,7 @@ from common.training import processes, randomness, router_load
 from common.training.clock import Clock, reset_peak_memory
 from common.training.loader import TrainBatches
 from common.training.order import FILLER, IGNORED_LABEL, EpochOrder
+from common.training.rates import give_own_rates
 from common.training.run import RunDirectory
 from common.training.state import load_trained_state, save_trained_state, trained_state
 from common.training.window import Window, merge_windows
@@ -106,17 +107,7 @@ class MosgoatTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The library's optimizer, with groups of their own for parameters that have their own learning rate."""
         optimizer = super().create_optimizer(model)
-        named = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}
-        for part, rate in self._learning_rates.items():
-            found = 0
-            for group in list(optimizer.param_groups):
-                own = [p for p in group["params"] if part in named[id(p)]]
-                if own:
-                    ids = {id(p) for p in own}
-                    group["params"] = [p for p in group["params"] if id(p) not in ids]
-                    optimizer.add_param_group({**group, "params": own, "lr": rate})
-                    found += len(own)
-            assert found, f"no trained parameter has {part!r} in its name"
+        give_own_rates(optimizer, self.model if model is None else model, self._learning_rates)
         return optimizer
 
     # ---- loss ----

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,25 @@ def run_command(*words: str, processes: int = 1, status: int = 0) -> "subprocess
     )
     assert done.returncode == status, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def kill_after_first_checkpoint(run: Path, *words: str) -> None:
+    """Start `mosgoat WORDS...`, which trains into `run`, and kill all of it once there is a checkpoint."""
+    process = subprocess.Popen(
+        command(*words),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list((run / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        assert process.poll() is None, "it ended before its first checkpoint"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "results.json").exists(), "it was to be killed before its end"
 
 
 def results(run: Path) -> dict[str, Any]:

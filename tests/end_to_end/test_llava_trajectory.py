@@ -7,10 +7,6 @@ of an epoch has one conversation, so that whole processes have nothing to do in 
 """
 
 import json
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava.demo.draw import write_sets
-from tests.end_to_end.commands import ENVIRONMENT, ROOT, command, losses, results, run_command
+from tests.end_to_end.commands import kill_after_first_checkpoint, losses, results, run_command
 from tests.llava.tiny import tiny_llava
 
 pytestmark = pytest.mark.slow
@@ -95,21 +91,7 @@ def test_two_processes_have_the_trajectory_of_one(recipe: list[str], whole: Path
 
 def test_killed_run_goes_on_exactly(recipe: list[str], whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        command("llava", "train", *recipe, "--output", str(run)),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while not list((run / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-        assert process.poll() is None, "it ended before its first checkpoint"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (run / "results.json").exists(), "it was to be killed before its end"
+    kill_after_first_checkpoint(run, "llava", "train", *recipe, "--output", str(run))
 
     run_command("llava", "train", *recipe, "--output", str(run), "--resume", "must")
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))

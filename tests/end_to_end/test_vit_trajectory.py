@@ -5,17 +5,13 @@ sums of float32 in another order.
 """
 
 import json
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.end_to_end.commands import ENVIRONMENT, ROOT, command, losses, results, run_command
+from tests.end_to_end.commands import kill_after_first_checkpoint, losses, results, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -67,21 +63,7 @@ def test_two_processes_have_the_trajectory_of_one(whole: Path, tmp_path: Path) -
 
 def test_killed_run_goes_on_exactly(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        command("vit", "train", *RECIPE, "--output", str(run)),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while not list((run / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-        assert process.poll() is None, "it ended before its first checkpoint"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (run / "results.json").exists(), "it was to be killed before its end"
+    kill_after_first_checkpoint(run, "vit", "train", *RECIPE, "--output", str(run))
 
     run_command("vit", "train", *RECIPE, "--output", str(run), "--resume", "must")
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))

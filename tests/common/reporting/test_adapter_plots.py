@@ -1,28 +1,13 @@
 """Pictures of adapters: what is drawn, asked of matplotlib's own objects."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.reporting import adapter_plots, canvas
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is saved during the test."""
-    figures: list[Figure] = []
-    save = canvas.save
-
-    def keep(figure: Figure, *args: Any) -> Path:
-        figures.append(figure)
-        return save(figure, *args)
-
-    monkeypatch.setattr(canvas, "save", keep)
-    return figures
+from common.reporting import adapter_plots
 
 
 def test_router_load_is_white_at_the_balanced_share(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -2,28 +2,13 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.reporting import canvas, plots
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is saved during the test."""
-    figures: list[Figure] = []
-    save = canvas.save
-
-    def keep(figure: Figure, *args: Any) -> Path:
-        figures.append(figure)
-        return save(figure, *args)
-
-    monkeypatch.setattr(canvas, "save", keep)
-    return figures
+from common.reporting import plots
 
 
 def test_lines_differ_in_colour_marker_and_dashes(tmp_path: Path, drawn: list[Figure]) -> None:
