@@ -43,7 +43,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "llava chat": ("llava.chat:main", "talk with a finished run about a picture"),
     "llava predict": ("llava.predict:main", "answer a file of questions with a finished run"),
     "llava demo": ("llava.demo.run:main", "teach a small LLaVA to answer questions, with a page of before and after"),
+    "dreambooth train": ("dreambooth.train:main", "teach SDXL a subject from a handful of pictures"),
+    "dreambooth generate": ("dreambooth.generate:main", "pictures of subjects, prompts and seeds, with grids"),
+    "dreambooth demo": ("dreambooth.demo.run:main", "teach a small SDXL a drawn character, with a page of before and after"),
     "eval images": ("eval.images:main", "top-1 and per-class accuracy of a finished run"),
+    "eval mmbench": ("eval.vlm.command:main_mmbench", "MMBench of a LLaVA run, scored offline as VLMEvalKit scores it"),
+    "eval vlm": ("eval.vlm.command:main", "nine vision-language benchmarks of a LLaVA run"),
+    "eval score": ("eval.vlm.score:main", "score anyone's predictions on one of the nine benchmarks"),
+    "eval subjects": ("eval.subjects.command:main", "DINO, CLIP-I and CLIP-T of generated pictures of subjects"),
+    "eval study": ("eval.study.command:main", "a blind human study of two or more sets of pictures"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Subject-driven generation with SDXL and adapters."""
