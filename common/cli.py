@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "llava demo": ("llava.demo.run:main", "teach a small LLaVA to answer questions, with a page of before and after"),
     "dreambooth train": ("dreambooth.train:main", "teach SDXL a subject from a handful of pictures"),
     "dreambooth generate": ("dreambooth.generate:main", "pictures of subjects, prompts and seeds, with grids"),
-    "dreambooth demo": ("dreambooth.demo.run:main", "teach a small SDXL a drawn character, with a page of before and after"),
+    "dreambooth demo": ("dreambooth.demo.run:main", "teach a small SDXL a drawn character, before and after"),
     "eval images": ("eval.images:main", "top-1 and per-class accuracy of a finished run"),
     "eval mmbench": ("eval.vlm.command:main_mmbench", "MMBench of a LLaVA run, scored offline as VLMEvalKit scores it"),
     "eval vlm": ("eval.vlm.command:main", "nine vision-language benchmarks of a LLaVA run"),

@@ -38,6 +38,8 @@ class ModelConfig:
         feature_layer: which layer of the tower gives the picture's features; counted from the end, as in the papers.
         train_projector: whether the projector is trained (at the run's learning rate) and saved with the adapter.
         projector_learning_rate: peak learning rate of the projector; none given: `train.learning_rate`.
+        shard: divide the frozen weights among the processes (FSDP2), for GPUs that a whole copy does not fit beside
+            the activations. What is trained stays whole in each. Needs torchrun or accelerate; not for `nf4`.
     """
 
     name: str | None = None
@@ -49,6 +51,7 @@ class ModelConfig:
     feature_layer: int = -2
     train_projector: bool = True
     projector_learning_rate: float | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,11 @@ def _model_problems(recipe: LlavaRecipe) -> list[str]:
         found.append(f"model.projector_learning_rate={rate} must be positive")
     if rate is not None and not model.train_projector:
         found.append(f"model.projector_learning_rate={rate} has no effect with model.train_projector=False")
+    if model.shard and model.quantization != "none":
+        found.append(
+            f"model.shard=True is not for model.quantization={model.quantization}, whose packed weights cannot be "
+            "divided; a model in 4 bit fits on every GPU, leave model.shard out"
+        )
     if model.feature_layer >= 0:
         found.append(f"model.feature_layer={model.feature_layer} must be negative: it is counted from the last layer")
     return found

@@ -51,7 +51,8 @@ def validation_loss(
     was_training = objective.training
     objective.eval()
     sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, supervised tokens
-    with torch.inference_mode(), base.autocast():
+    # not inference_mode: FSDP2 keeps what it gathers, and training cannot go through inference tensors
+    with torch.no_grad(), base.autocast():
         bar = tqdm(loader, "validation", disable=None if processes.is_main() else True, leave=False)
         for batch in batches_of(bar):
             found = objective(**{key: value.to(base.device) for key, value in batch.items()})

@@ -21,6 +21,7 @@ from common.training.data_report import keep_report
 from common.training.loader import default_workers
 from common.training.order import Grouping
 from common.training.randomness import seed_everything
+from common.training.sharding import require_shardable
 from llava.config import DataConfig, LlavaRecipe, recipe_problems, with_places
 from llava.data import Collate, Conversations, PackedSamples, TrainSamples, open_data
 from llava.evaluate import validation_loss
@@ -59,6 +60,8 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
         return run.read_results()
 
     device = PartialState().device
+    if recipe.model.shard:
+        require_shardable("model.shard")
     # Rank 0 in every process: all of them make the same projector and the same adapter.
     seed_everything(recipe.seed, rank=0)
     base = load_model(recipe.model, template=recipe.data.template, precision=recipe.train.precision, device=device)
@@ -88,6 +91,7 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
         grouping=grouping(recipe.data, data.train),
         loss_mean=recipe.loss_mean,
         learning_rates={} if rate is None else {PROJECTOR: rate},
+        shard=recipe.model.shard,
     )
     metrics: dict[str, Any] = {
         **{key.replace("eval_", "validation_"): value for key, value in fitted.metrics.items()},
@@ -150,12 +154,12 @@ def _validation(
     base: LlavaBase,
     collate: Collate,
     recipe: LlavaRecipe,
-) -> Callable[[], dict[str, float]] | None:
+) -> Callable[[int], dict[str, float]] | None:
     if conversations is None:
         return None
     samples, workers = TrainSamples(conversations, base), recipe.data.num_workers
     share = processes.world_size() * recipe.train.gradient_accumulation_steps
-    return lambda: validation_loss(
+    return lambda step: validation_loss(
         objective,
         base,
         samples,

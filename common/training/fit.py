@@ -24,6 +24,7 @@ from common.training.clock import peak_memory_bytes
 from common.training.loader import TrainBatches, default_workers
 from common.training.order import Grouping, SampleDataset, ShareSampler
 from common.training.run import RunDirectory
+from common.training.sharding import require_known_deepspeed, require_no_fsdp, shard_frozen
 from common.training.state import count_parameters, trained_state
 from common.training.trainer import Evaluate, LossMean, MosgoatTrainer
 
@@ -69,6 +70,7 @@ def fit(
     grouping: Grouping | None = None,
     loss_mean: LossMean = "global_batch",
     learning_rates: Mapping[str, float] | None = None,
+    shard: bool = False,
 ) -> TrainResult:
     """Train `objective` until the recipe's end, from the checkpoint of `run` if it has one; a collective call.
 
@@ -88,12 +90,13 @@ def fit(
         run: the run directory, `new` or `resumed`.
         seed: seeds the data order and all that is random in training.
         num_workers: processes that load data; none given: `default_workers()`.
-        evaluate: measures the objective, in every process at the same steps: at multiples of
-            `config.evaluate_every` and after the last step. It leaves no trace in the training.
+        evaluate: measures the objective, told how many steps are done, in every process at the same steps: at multiples
+            of `config.evaluate_every` and after the last step. It leaves no trace in the training.
         grouping: which samples share a batch; none given: a plain permutation.
         loss_mean: `global_batch`: the loss of a step is the mean over all its supervised items; `micro_batch`: the
             mean of its micro-batches' means (an empty one counts as 0), which depends on how a step is divided.
         learning_rates: part of a parameter's name -> its own peak learning rate, on the same schedule.
+        shard: divide the frozen weights among the processes; from then on they serve `objective.forward` alone.
 
     Returns:
         The figures of the run, the same in every process.
@@ -103,6 +106,7 @@ def fit(
         Terminated: SIGTERM came; a checkpoint was taken unless `config.save_every` is 0.
     """
     assert run.state != "finished", "a finished run is reported, not trained again"
+    require_no_fsdp()
     processes.start()
     plan = make_plan(config, len(train_dataset), seed, processes.world_size(), grouping)
     workers = default_workers() if num_workers is None else num_workers
@@ -114,6 +118,9 @@ def fit(
     trainer = _trainer(
         objective, config, plan, run, seed, batches, evaluate, [sigterm, progress], loss_mean, learning_rates or {}
     )
+    trainer.add_callback(_Begin(trainer, run.checkpoint, shard))
+    if note := require_known_deepspeed(trainer.accelerator.state.deepspeed_plugin, shard):
+        _say(note)
     _say(_opening(objective, config, plan, run.checkpoint, trainer.args.device))
     try:
         sigterm.install()
@@ -198,16 +205,18 @@ def _trainer(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Begin(trainer, run.checkpoint))
     return trainer
 
 
 class _Begin(TrainerCallback):
-    def __init__(self, trainer: MosgoatTrainer, checkpoint: Path | None) -> None:
-        self._trainer, self._checkpoint = trainer, checkpoint
+    def __init__(self, trainer: MosgoatTrainer, checkpoint: Path | None, shard: bool) -> None:
+        self._trainer, self._checkpoint, self._shard = trainer, checkpoint, shard
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.restore_progress(self._checkpoint)
+        if self._shard:
+            frozen = shard_frozen(self._trainer.model)
+            _say(f"divided {frozen:,} frozen parameters among {processes.world_size()} processes (FSDP2)")
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -7,7 +7,6 @@ run does not depend on how an adapter was initialised, and what methods with a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -43,17 +42,9 @@ def _trained_buffers(objective: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def save_trained_state(objective: nn.Module, path: Path, full: Mapping[str, Tensor] | None = None) -> None:
-    """Write `trained_state(objective)` to the safetensors file `path`.
-
-    Args:
-        objective: the module that is trained.
-        path: the file to write.
-        full: the gathered tensors of a sharded module, from which those of `trained_state` are taken.
-    """
+def save_trained_state(objective: nn.Module, path: Path) -> None:
+    """Write `trained_state(objective)` to the safetensors file `path`."""
     state = trained_state(objective)
-    if full is not None:
-        state = {name: full[name] for name in state if name in full}
     # clone: safetensors refuses tensors that share memory, which views of one buffer do.
     safetensors.torch.save_file({name: value.cpu().clone().contiguous() for name, value in state.items()}, path)
 

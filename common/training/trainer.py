@@ -1,6 +1,6 @@
 """What the engine adds to `transformers.Trainer`, and nothing else.
 
-The library runs the loop, the optimizer, the schedule, autocast, accumulation, DDP, FSDP and DeepSpeed. Added:
+The library runs the loop, the optimizer, the schedule, autocast, accumulation, DDP and DeepSpeed. Added:
 the checkpoint of the trained tensors alone, whole or absent; the balance loss of routed adapters; the
 objective's metrics; the loss normalised by the global number of supervised items; the data order of
 `common.training.order`.
@@ -33,7 +33,7 @@ from common.training.window import Window, merge_windows
 
 TRAINED_FILE = "trained.safetensors"
 PROGRESS_FILE = "progress.json"
-Evaluate = Callable[[], Mapping[str, float]]
+Evaluate = Callable[[int], Mapping[str, float]]
 LossMean = Literal["global_batch", "micro_batch"]
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class MosgoatTrainer(Trainer):
         order: the global batches they are taken from.
         run: where checkpoints go.
         keep_checkpoints: how many of them stay.
-        evaluate: measures the objective; its figures are logged with the prefix `eval_`.
+        evaluate: measures the objective, told the steps done; its figures are logged with the prefix `eval_`.
         callbacks: what happens beside the optimisation.
         loss_mean: what the loss of a step is the mean of, see `fit`.
         learning_rates: part of a parameter's name -> its own peak learning rate.
@@ -182,7 +182,7 @@ class MosgoatTrainer(Trainer):
         assert self._evaluate_function is not None
         modes = [(module, module.training) for module in self.model.modules()]
         with self.clock.paused(), randomness.preserved():
-            measured = self._evaluate_function()
+            measured = self._evaluate_function(self.state.global_step)
         for module, training in modes:
             module.training = training
         self.last_evaluation = {f"eval_{name}": float(value) for name, value in measured.items()}
@@ -313,16 +313,13 @@ class MosgoatTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None
         if self.args.should_save:
-            save_trained_state(self.model, Path(output_dir, TRAINED_FILE), state_dict)
+            save_trained_state(self.model, Path(output_dir, TRAINED_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_trained_state(self.model, Path(resume_from_checkpoint, TRAINED_FILE))
+        load_trained_state(self.model, Path(resume_from_checkpoint, TRAINED_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         # By way of the CPU: transformers 5.17 cannot load to "cpu:0", and a GPU would hold the state twice.

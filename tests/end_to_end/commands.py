@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+_PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": _PATH}
 Mosgoat = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -23,10 +24,17 @@ def command(*words: str, processes: int = 1) -> list[str]:
     return [sys.executable, *launcher, *words]
 
 
-def run_command(*words: str, processes: int = 1, status: int = 0) -> "subprocess.CompletedProcess[str]":
+def run_command(
+    *words: str, processes: int = 1, status: int = 0, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run `mosgoat WORDS...`; an unexpected exit status fails the test with the end of what it printed."""
     done = subprocess.run(
-        command(*words, processes=processes), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+        command(*words, processes=processes),
+        cwd=ROOT,
+        env={**ENVIRONMENT, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == status, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done

@@ -6,10 +6,12 @@ picture and share batches, so that in some shares neither tower nor projector ge
 of an epoch has one conversation, so that whole processes have nothing to do in it.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +25,8 @@ SAMPLES, STEPS = 25, 12
 RECIPE = (
     "--data.template llama3 --data.num_workers 0 --adapter.method moslora --adapter.r 4 --adapter.dropout 0 "
     f"--tower.r 2 --train.precision float32 --train.batch_size 8 --train.max_steps {STEPS} --train.warmup_steps 2 "
-    "--train.learning_rate 5e-3 --train.log_every 1 --train.save_every 2 --train.trackers [] --seed 3"
+    "--train.learning_rate 5e-3 --train.log_every 1 --train.save_every 2 --train.evaluate_every 5 "
+    "--train.trackers [] --seed 3"
 ).split()
 
 
@@ -87,6 +90,37 @@ def test_two_processes_have_the_trajectory_of_one(recipe: list[str], whole: Path
     run_command("llava", "train", *recipe, "--output", str(run), processes=2)
     assert_same_trajectory(run, whole)
     assert results(run)["n"] == results(whole)["n"] == SAMPLES
+
+
+def test_sharded_weights_do_not_change_the_trajectory(recipe: list[str], whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--model.shard", "true", "--train.gradient_checkpointing", "true", "--output", str(run)]
+    done = run_command("llava", "train", *recipe, *words, processes=2)
+    assert "frozen parameters among 2 processes (FSDP2)" in done.stderr
+    assert_same_trajectory(run, whole)
+
+
+def test_deepspeed_by_an_accelerate_configuration_does_not_change_the_trajectory(
+    recipe: list[str], whole: Path, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    settings = {
+        "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+    (tmp_path / "zero2.json").write_text(json.dumps(settings), encoding="utf-8")
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero2.json"),
+        **({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}),
+    }
+    run = tmp_path / "run"
+    run_command("llava", "train", *recipe, "--output", str(run), processes=2, environment=environment)
+    assert_same_trajectory(run, whole)
 
 
 def test_killed_run_goes_on_exactly(recipe: list[str], whole: Path, tmp_path: Path) -> None:

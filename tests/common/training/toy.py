@@ -122,7 +122,7 @@ def train_toy(
         seed=recipe.seed,
         **(options or {}),
         num_workers=num_workers,
-        evaluate=None if evaluate is None else lambda: evaluate(objective),
+        evaluate=None if evaluate is None else lambda step: evaluate(objective),
     )
     return result, objective
 
