@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from common.config import Precision
-from common.training.loader import outlive_signals
+from common.training.loader import batches_of, outlive_signals
 from vit_classify.data import collate
 
 
@@ -109,7 +109,7 @@ def evaluate(
         torch.inference_mode(),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        for batch in tqdm(loader, description, disable=True if rank else None, leave=False):
+        for batch in tqdm(batches_of(loader), description, disable=True if rank else None, leave=False):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             best = classifier(transform(batch)).float().softmax(dim=-1).max(dim=-1)
             predicted.append(best.indices.cpu())

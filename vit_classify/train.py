@@ -85,6 +85,9 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
     if before is not None:
         _say(f"zero-shot accuracy on the test split: {before:.2%}")
 
+    def validate(_: int) -> dict[str, float]:
+        return {"accuracy": measure(data.validation, "validation").top1}
+
     # Rank 0 in every process: all of them make the same adapter.
     seed_everything(recipe.seed, rank=0)
     prepare_training(classifier, recipe.adapter, recipe.train.precision, recipe.train.gradient_checkpointing)
@@ -97,7 +100,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
         run=run,
         seed=recipe.seed,
         num_workers=recipe.data.num_workers,
-        evaluate=(lambda: {"accuracy": measure(data.validation, "validation").top1}) if len(data.validation) else None,
+        evaluate=validate if len(data.validation) else None,
     )
 
     reset_router_load(classifier)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.cache import fingerprint_of
 from common.files import TEMPORARY, atomic_write, fsync_path
-from common.training.loader import outlive_signals
+from common.training.loader import batches_of, outlive_signals
 from llava.conversation import IGNORED_LABEL, Encoded, Template, encode
 from llava.data.rules import Row, turns_of
 from llava.data.store import BATCH, ArrowRows, Rows
@@ -111,7 +111,7 @@ def open_lengths(rows: Rows, pictures: ArrowRows, folder: Path, name: str, codin
     found: list[np.ndarray] = []
     total = Lengths(where)
     with tqdm(desc="counting tokens", total=len(rows), unit="", disable=None) as bar:
-        for columns, shortened, cut, too_long in loader:
+        for columns, shortened, cut, too_long in batches_of(loader):
             found.append(columns)
             total.shortened += shortened
             total.cut += cut

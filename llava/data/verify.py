@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.cache import fingerprint_of, locked
 from common.files import append_json_line, atomic_write, read_json_lines
-from common.training.loader import outlive_signals
+from common.training.loader import batches_of, outlive_signals
 from llava.data.pictures import CHECKS, UNREADABLE, Check, Stamp, find, problem_of
 from llava.data.store import Rows, write_pictures, writing
 
@@ -124,7 +124,7 @@ def _verify(
     moved: dict[str, str] = {}
     entries = []
     with tqdm(desc=f"checking pictures ({check})", total=sum(map(len, chunks)), unit="", disable=None) as bar:
-        for entry, size in loader:
+        for entry, size in batches_of(loader):
             if entry.pop("new", False):
                 append_json_line(journal, entry)
             entries.append(entry)

@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     explained = writing_is_explained(options.output)
 
     before_file, after_file = options.output / "before.json", options.output / "after.json"
-    if not before_file.is_file():
+    base = load_model(recipe.model, template=recipe.data.template)
+    if not before_file.is_file() or read_json(before_file).get("base") != base.fingerprint:
         _say("1 of 3  what does the base know? It has learnt to describe scenes and was never asked a question")
-        base = load_model(recipe.model, template=recipe.data.template)
         known = measure(base, folder, description="before").to_json()
-        explained(write_json)(before_file, known)
+        explained(write_json)(before_file, known | {"base": base.fingerprint})
     _say(f"2 of 3  training {options.method} on questions about other pairs of colour and shape than the test's")
     results = train(recipe)
     _say("3 of 3  the same test questions again")

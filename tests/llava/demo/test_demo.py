@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import UserError
 from llava.demo import model_folder, run
 from llava.demo.draw import write_sets
-from llava.demo.measure import Answer, Measured
+from llava.demo.measure import Answer, Measured, measure
 
 
 def answers(right: int, wrong: int) -> Measured:
@@ -58,9 +59,18 @@ def test_a_short_demo_measures_trains_and_writes_its_page(
     after = Measured.of_json(json.loads((tmp_path / "demo" / "after.json").read_text(encoding="utf-8")))
     assert len(after.answers) == 16
 
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("the base was measured again")
+    before = json.loads((tmp_path / "demo" / "before.json").read_text(encoding="utf-8"))
+    measured = []
 
-    # what is there is kept: the base is not measured and the run not trained again
-    monkeypatch.setattr(run, "load_model", forbidden)
+    def noted(*arguments: Any, description: str, **options: Any) -> Measured:
+        measured.append(description)
+        return measure(*arguments, description=description, **options)
+
+    monkeypatch.setattr(run, "measure", noted)
     assert run.main(["--output", str(tmp_path / "demo"), "--steps", "22"]) == 0
+    assert measured == ["after"]  # what was measured of this base is kept
+
+    (tmp_path / "demo" / "before.json").write_text(json.dumps(before | {"base": "another"}), encoding="utf-8")
+    assert run.main(["--output", str(tmp_path / "demo"), "--steps", "22"]) == 0
+    assert measured == ["after", "before", "after"]
+    assert json.loads((tmp_path / "demo" / "before.json").read_text(encoding="utf-8")) == before
