@@ -1,5 +1,5 @@
 # mosgoat: two commands, nothing to set up by hand.
-#   make demo   train LoRA, MoSLoRA and GOAT on an embedded task, and a small LLaVA; write a page of each
+#   make demo   all three pipelines on small embedded models and data, with a page of each
 #   make test   style, types and all tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,10 +9,7 @@ STAMP := $(VENV)/.mosgoat-installed
 .PHONY: demo test style types unit setup clean
 
 demo: setup
-	@echo "== mosgoat demo: adapts a small vision transformer to new classes; about three minutes on two cores"
 	@$(BIN)/mosgoat demo --output runs/demo
-	@echo "== mosgoat llava demo: teaches a small vision-language model to answer questions"
-	@$(BIN)/mosgoat llava demo --output runs/demo-llava
 
 test: style types unit
 

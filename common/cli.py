@@ -17,10 +17,7 @@ from common.errors import UserError
 
 # command: (module:function that takes the remaining words and returns an exit status, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": (
-        "vit_classify.demo.run:main",
-        "train LoRA, MoSLoRA and GOAT on a small embedded task, with a report",
-    ),
+    "demo": ("common.demo:main", "all three pipelines at work on small embedded models and data"),
     "methods": (
         "common.adapters.listing:main",
         "every method of the two papers: equation, size, what can be done with it",
@@ -38,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vit_classify.sweep:main",
         "train methods x sets and print the paper's table with your row",
     ),
+    "vit demo": ("vit_classify.demo.run:main", "train LoRA, MoSLoRA and GOAT on drawn signs, with a report"),
     "llava train": ("llava.train:main", "fine-tune a LLaVA-1.5 model on visual instructions"),
     "llava check-data": ("llava.check_data:main", "verify a file of conversations and its pictures"),
     "llava chat": ("llava.chat:main", "talk with a finished run about a picture"),

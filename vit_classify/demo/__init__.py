@@ -1,4 +1,4 @@
-"""What ships with the suite so that it can show itself at once: drawn signs, a tiny base, `mosgoat demo`.
+"""What ships with the suite so that it can show itself at once: drawn signs, a tiny base, `mosgoat vit demo`.
 
 A recipe names the shipped files from any working directory: `model.name: builtin:signs-vit` and
 `data.source: builtin:signs`.

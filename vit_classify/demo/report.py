@@ -255,4 +255,4 @@ def _protocol(methods: Sequence[MethodRuns]) -> list[Block]:
 def _footer(runs: MethodRuns) -> str:
     facts = environment_facts(runs.runs[0])
     told = [facts[name] for name in ("machine", "packages") if name in facts]
-    return " · ".join(["Made by mosgoat demo", f"first run started {facts.get('started', 'unknown')}", *told])
+    return " · ".join(["Made by mosgoat vit demo", f"first run started {facts.get('started', 'unknown')}", *told])

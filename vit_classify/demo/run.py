@@ -1,4 +1,4 @@
-"""`mosgoat demo`: teach a small model new signs with several adapters, and show the result.
+"""`mosgoat vit demo`: teach a small model new signs with several adapters, and show the result.
 
 Every run is an ordinary `mosgoat vit train` run of `vit_classify/recipes/tiny.yaml` with another method and seed.
 Finished runs are kept: the same command goes on where it was stopped.
@@ -23,7 +23,7 @@ from vit_classify.demo.workers import default_jobs, run_cells
 from vit_classify.sweep import Cell, make_cells, plan
 from vit_classify.sweep_table import Outcome
 
-PROG = "mosgoat demo"
+PROG = "mosgoat vit demo"
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "tiny.yaml"
 METHODS: tuple[Method, ...] = ("linear_probe", "lora", "moslora", "goat")
 # The best of one grid for every method, on drawings used for nothing else: `python -m vit_classify.demo.tune`.
@@ -74,7 +74,8 @@ def read_arguments(argv: Sequence[str]) -> Options:
         UserError: an unknown method, or an impossible number of seeds.
     """
     parser = argparse.ArgumentParser(PROG, description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to make; default: runs/demo")
+    default = Path("runs/demo-vit")
+    parser.add_argument("--output", type=Path, default=default, help=f"folder to make; default: {default}")
     parser.add_argument(
         "--methods", default=",".join(METHODS), help=f"separated by commas; default: {','.join(METHODS)}"
     )
