@@ -90,10 +90,11 @@ def _generate_batch(
     with torch.inference_mode(), base.autocast():
         # positions are counted over the mask, so that padding moves nothing
         tokens = base.llava().generate(**inputs, generation_config=config, streamer=streamer)
-    return [_text(base, row, stops) for row in tokens[:, length:].tolist()]
+    return [text_of(base, row, stops) for row in tokens[:, length:].tolist()]
 
 
-def _text(base: LlavaBase, tokens: list[int], stops: list[int]) -> str:
+def text_of(base: LlavaBase, tokens: list[int], stops: list[int]) -> str:
+    """Tokens of an answer up to the first that ends it, as text without special tokens and white space around it."""
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return base.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
 
@@ -112,11 +113,11 @@ class _Pieces:
             self._tokens = []
             return
         self._tokens += value.tolist()
-        self._show(_text(self._base, self._tokens, self._stops), final=False)
+        self._show(text_of(self._base, self._tokens, self._stops), final=False)
 
     def end(self) -> None:
         """Hand on what was held back."""
-        self._show(_text(self._base, self._tokens or [], self._stops), final=True)
+        self._show(text_of(self._base, self._tokens or [], self._stops), final=True)
 
     def _show(self, text: str, *, final: bool) -> None:
         # a replacement character at the end is a letter whose other bytes are in the tokens to come

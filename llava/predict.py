@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from common.errors import UserError
 from common.files import append_json_line, atomic_write, read_json_lines
 from common.pictures import DecodeError
 from common.training.checkpoint import writing_is_explained
+from llava.answers import MARK, mark
 from llava.conversation import Turn, encode_prompt, template_for
 from llava.data.pictures import find, load_picture, problem_of
 from llava.data.reading import read_records
@@ -27,7 +27,6 @@ from llava.generation import generate
 from llava.model_open import add_model_options, identity, open_model
 
 PROG = "mosgoat llava predict"
-MARK = "answered_by"  # of an output row: the hash of all that its answer depends on
 _SHOWN = 10
 
 
@@ -157,7 +156,7 @@ def predict(options: argparse.Namespace, questions: Sequence[Question], root: st
             image_token_id=base.image_token_id,
             image_tokens=base.image_tokens,
         )
-        prompts.append(_Prompt(question, ids, _mark(model, ids, root, question.image)))
+        prompts.append(_Prompt(question, ids, mark(model, ids, _content(root, question.image))))
     done = _answered(options.output, prompts, options.overwrite)
     waiting = sorted((p for p in prompts if p.question.id not in done), key=lambda prompt: -len(prompt.ids))
     if done:
@@ -221,14 +220,13 @@ def _write(output: Path, rows: Iterable[dict[str, Any]]) -> None:
         atomic_write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _mark(model: str, ids: Sequence[int], root: str, image: str | None) -> str:
-    digest = xxhash.xxh3_128(f"{model} {list(ids)} ".encode())
-    if image is not None:
-        try:
-            digest.update(Path(root, image).read_bytes())
-        except OSError:
-            digest.update(b"unreadable")
-    return digest.hexdigest()
+def _content(root: str, image: str | None) -> bytes:
+    if image is None:
+        return b""
+    try:
+        return Path(root, image).read_bytes()
+    except OSError:
+        return b"unreadable"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -62,13 +62,19 @@ def recipe_overrides(config: AdapterConfig) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def attach(model: nn.Module, config: AdapterConfig, default_targets: Sequence[str]) -> PeftModel:
+def attach(
+    model: nn.Module,
+    config: AdapterConfig,
+    default_targets: Sequence[str],
+    change: Callable[[PeftConfig], PeftConfig] = lambda config: config,
+) -> PeftModel:
     """Put the adapter of a recipe on a model, in place, and freeze everything else.
 
     Args:
         model: the model.
         config: the adapter section of the recipe; its method must be an adapter.
         default_targets: the pipeline's layers, used when the recipe names none.
+        change: what the pipeline does otherwise than the method's configuration, such as another start of A.
 
     Returns:
         The model wrapped by PEFT.
@@ -85,7 +91,7 @@ def attach(model: nn.Module, config: AdapterConfig, default_targets: Sequence[st
     require_plain_weights(config.method, model, targets)
     keep_layout(model)
     peft_config = build_config(config.method, r=config.r, target_modules=targets, **recipe_overrides(config))
-    return get_peft_model(model, peft_config)
+    return get_peft_model(model, change(peft_config))
 
 
 def _require_start_rank(model: nn.Module, targets: Sequence[str], init_r: int) -> None:

@@ -20,7 +20,8 @@ def command(*words: str, processes: int = 1) -> list[str]:
     """`mosgoat WORDS...` in this environment, under torchrun where `processes` is more than one."""
     launcher = ["-m", "common.cli"]
     if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *launcher]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launcher = [*torchrun, "-m", "--", "common.cli"]  # without the -- torchrun takes --run for an option of its own
     return [sys.executable, *launcher, *words]
 
 

@@ -14,16 +14,16 @@ class PublishedRow:
     Args:
         name: the method as the paper names it.
         family: `reference` for rows that a paper shows for orientation and does not rank, else free.
-        params_percent: trained parameters in percent of the model's.
-        values: one number per column, in the table's unit.
-        average: the average as printed.
+        values: one number per column, in the table's unit; None where the paper prints none.
+        params_percent: trained parameters in percent of the model's, where the table has them.
+        average: the average as printed, where the table has one.
     """
 
     name: str
     family: str
-    params_percent: float
-    values: tuple[float, ...]
-    average: float
+    values: tuple[float | None, ...]
+    params_percent: float | None = None
+    average: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PublishedTable:
         """The line named `name`."""
         return next(row for row in self.rows if row.name == name)
 
-    def value(self, name: str, column: str) -> float:
+    def value(self, name: str, column: str) -> float | None:
         """The number of method `name` in the column with key `column`."""
         return self.row(name).values[[key for key, _ in self.columns].index(column)]
 

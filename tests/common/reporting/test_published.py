@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.reporting.compare import beside_published
+from common.reporting.compare import MeasuredRow, beside_published
 from common.reporting.published import load_published
 
 
@@ -54,3 +54,23 @@ def test_full_fine_tuning_is_not_ranked() -> None:
     table = beside_published(load_published("goat_table1"), [], heading="")
     best = {table.rows[line].values[0] for line, _ in table.best()}
     assert best == {"GOAT", "DoRA"}
+
+
+def test_of_moslora_table_5_only_what_was_seen_is_there() -> None:
+    table = load_published("moslora_table5")
+    assert [name for _, name in table.columns] == [
+        "MMBench EN", "MMBench CN", "SEED-Bench", "AI2D", "SciQA", "TextVQA", "MathVista", "MM-Vet", "MME"
+    ]  # fmt: skip
+    cells = {(row.name.split()[0], key): table.value(row.name, key) for row in table.rows for key, _ in table.columns}
+    assert {place: value for place, value in cells.items() if value is not None} == {
+        ("QMoSLoRA", "mmbench_en"): 73.8,
+        ("QMoSLoRA", "mmvet"): 35.2,
+    }
+    assert [(row.name.split()[0], row.average) for row in table.rows] == [("MoSLoRA", 59.5), ("QMoSLoRA", None)]
+    assert any("left out, none is guessed" in text for text in table.checked)
+
+
+def test_moslora_table_5_stands_beside_a_measured_row_without_inventing_an_average() -> None:
+    measured = MeasuredRow("ours", {"mmbench_en": {0: 70.0}})
+    table = beside_published(load_published("moslora_table5"), [measured], heading="measured")
+    assert [row.values[-1] for row in table.rows] == [59.5, None, None]

@@ -1,4 +1,4 @@
-"""`mosgoat demo`: the command line, its forecast, and a whole small demo with a run that fails."""
+"""`mosgoat vit demo`: the command line, its forecast, and a whole small demo with a run that fails."""
 
 import json
 import re
