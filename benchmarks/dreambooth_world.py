@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from common.adapters import balance_loss
 from common.config import AdapterConfig, Method, Precision, TrainConfig
 from dreambooth.config import TARGET_MODULES, Attention, DataConfig, DreamboothRecipe, LossConfig
 from dreambooth.data import Collate
@@ -67,8 +68,9 @@ SDXL = Shape(
     (320, 640, 1280), (1, 2, 10), (5, 10, 20), 256, (128, 256, 512, 512), ((768, 12, 12), (1280, 32, 20)), 49408, 1024,
     (32, 32),
 )  # fmt: skip
+# fewer transformer layers than SDXL's ten, so that a layer has work as there: it is not to be call after call
 SMALL = Shape(
-    (64, 128, 256), (1, 2, 10), (2, 4, 8), 32, (26, 52, 104, 104), ((128, 4, 2), (128, 8, 2)), 1000, 256, (16, 2)
+    (64, 128, 256), (1, 1, 4), (2, 4, 8), 32, (19, 38, 76, 76), ((128, 4, 2), (128, 8, 2)), 1000, 384, (16, 1)
 )
 TOY = Shape((16, 32, 32), (1, 1, 1), (1, 2, 2), 8, (8, 8, 8, 8), ((16, 1, 2), (16, 1, 2)), 50, 64, (4, 2))
 
@@ -210,13 +212,13 @@ def our_step(
     """A whole optimizer step of this suite on cached latents: batch, noise, loss, backward, clipping, AdamW."""
     recipe = DreamboothRecipe(
         data=DataConfig(path="drawn"),
-        adapter=AdapterConfig(method=method, r=r),
+        adapter=AdapterConfig(method=method, r=r, alpha=None if method == "goat" else r, dropout=0.0),
         train=TrainConfig(max_steps=1, precision=base.precision, compile=compiled),
     )
     prepare_training(base, recipe)
     objective = DenoisingObjective(base, LossConfig()).train()
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=base.device.type == "cuda")
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=base.device.type == "cuda")
     collate = WithNoise(Collate(), timesteps=1000)
     device, at = base.device, 0
 
@@ -227,7 +229,7 @@ def our_step(
         at += batch
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in collate(chosen).items()}
         with base.autocast():
-            loss = objective(**inputs)["loss"]
+            loss = objective(**inputs)["loss"] + balance_loss(base.unet)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -262,7 +264,7 @@ def published_step(
     if checkpointing:
         unet.enable_gradient_checkpointing()
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
     schedule = DDPMScheduler.from_config(_schedule().config)
     dtype = next(unet.parameters()).dtype
     with torch.no_grad(), base.autocast():

@@ -47,7 +47,7 @@ def expand(words: list[str]) -> tuple[list[str], list[str] | None]:
     if subject is not None and subjects is not None:
         raise UserError("--subject and --subjects cannot be given together")
     if subject is not None:
-        long += [_key_of_subject(subject), subject]
+        long += _words_of_subject(subject)
     if "--class-word" in given:
         long += ["--data.class_word", given["--class-word"]]
     if subjects is None:
@@ -58,6 +58,7 @@ def expand(words: list[str]) -> tuple[list[str], list[str] | None]:
     return long, list(dict.fromkeys(names))
 
 
-def _key_of_subject(subject: str) -> str:
-    path = subject.startswith("builtin:") or "/" in subject or Path(subject).expanduser().is_dir()
-    return "--data.path" if path else "--data.subject"
+def _words_of_subject(subject: str) -> list[str]:
+    if subject.startswith("builtin:") or "/" in subject or Path(subject).expanduser().is_dir():
+        return ["--data.path", subject, "--data.subject", "null"]  # which a recipe may name
+    return ["--data.subject", subject]

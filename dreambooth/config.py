@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from common.config import AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
+from common.config import OPTIONS, AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
 from common.files import absolute
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -235,7 +235,7 @@ def recipe_problems(recipe: DreamboothRecipe) -> list[str]:
     gamma = recipe.loss.min_snr_gamma
     if gamma is not None and gamma <= 0:
         found.append(f"loss.min_snr_gamma={gamma} must be positive; 5 is usual")
-    found += _model_problems(recipe.model) + _data_problems(recipe.data) + _text_encoder_problems(recipe.text_encoder)
+    found += _model_problems(recipe.model) + _data_problems(recipe.data) + _text_encoder_problems(recipe)
     found += _prior_problems(recipe.prior) + _validation_problems(recipe)
     return found
 
@@ -261,8 +261,16 @@ def _data_problems(data: DataConfig) -> list[str]:
     return found + _prompt_problems("data.prompt", data.prompt, PLACEHOLDERS)
 
 
-def _text_encoder_problems(config: TextEncoderConfig) -> list[str]:
-    found = []
+def _text_encoder_problems(recipe: DreamboothRecipe) -> list[str]:
+    config, method, found = recipe.text_encoder, recipe.adapter.method, []
+    if config.train and method == "adalora":
+        found.append(
+            "adapter.method=adalora cannot be put on UNet and text encoders at once, since it divides one budget of "
+            "ranks; set text_encoder.train=false, or choose another method"
+        )
+    experts = recipe.adapter.num_experts or 8
+    if config.r is not None and "num_experts" in OPTIONS[method] and config.r % experts:
+        found.append(f"text_encoder.r={config.r} is not a multiple of adapter.num_experts={experts}")
     if not config.train:
         found += [
             f"text_encoder.{key}={getattr(config, key)} has no effect with text_encoder.train=False"

@@ -20,7 +20,7 @@ from common.cache import fingerprint_of, locked
 from common.config import Precision
 from common.errors import UserError
 from common.files import atomic_write
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from dreambooth.generate import PictureJob, embed_prompts, generate, size_for
 from dreambooth.generate_plan import BASE, Target, find_targets
 from dreambooth.grid_pages import write_grids

@@ -73,12 +73,13 @@ def _require_every_tensor(folder: Path, variant: str | None, module: nn.Module) 
             name = name.replace(old, new)
         return name.removeprefix("text_model.")
 
+    files = list(folder.glob("*.safetensors"))
+    # NAME.fp16.safetensors, or a part of it: NAME.fp16-00001-of-00002.safetensors
+    wanted = [file for file in files if f".{variant}" in file.name] if variant else []
     saved: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        # NAME.fp16.safetensors, or a part of it: NAME.fp16-00001-of-00002.safetensors
-        if (variant is None) == (file.name.count(".") == 1) and (variant is None or f".{variant}" in file.name):
-            with safe_open(file, framework="pt") as opened:
-                saved |= {known_as(name) for name in opened.keys()}
+    for file in wanted or [file for file in files if file.name.count(".") == 1]:
+        with safe_open(file, framework="pt") as opened:
+            saved |= {known_as(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
     missing = sorted({known_as(name) for name in module.state_dict()} - saved)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing:
@@ -199,8 +200,8 @@ def _open_single_file(path: Path, config: str, vae: AutoencoderKL | None, dtype:
         lacking = [name for name, tensor in getattr(pipeline, part).state_dict().items() if tensor.is_meta]
         if lacking:
             raise UserError(
-                f"model.name={path} lacks {len(lacking)} tensors of the {part}, such as {lacking[0]}; is the file whole, "
-                f"and is model.config={config} of the same kind of model?"
+                f"model.name={path} lacks {len(lacking)} tensors of the {part}, such as {lacking[0]}; is the file "
+                f"whole, and is model.config={config} of the same kind of model?"
             )
     return pipeline
 

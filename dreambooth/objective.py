@@ -118,7 +118,8 @@ def min_snr_weights(alphas_cumprod: Tensor, gamma: float, prediction_type: Predi
     """Weights by which the loss of x₀ is clipped at a signal-to-noise ratio of γ (Hang et al. 2023, section 3.4).
 
     With SNR = ᾱ/(1-ᾱ), the weight of |x₀ - x̂₀|² is to be min(SNR, γ). The errors of ε and v are √SNR and √(SNR + 1)
-    times that of x₀, so that theirs are min(SNR, γ)/SNR and min(SNR, γ)/(SNR + 1).
+    times that of x₀, so that theirs are min(SNR, γ)/SNR and min(SNR, γ)/(SNR + 1). (diffusers' DreamBooth script has
+    min(SNR, γ)/SNR + 1 for v, and does not weight class pictures.)
 
     Args:
         alphas_cumprod: ᾱ at each row's timestep, (R,).

@@ -20,9 +20,9 @@ from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves
 from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
-from common.training.checkpoint import writing_is_explained
 from common.training.data_report import keep_report
 from common.training.randomness import seed_everything
+from common.write_errors import writing_is_explained
 from dreambooth.command_line import expand
 from dreambooth.config import DreamboothRecipe, recipe_problems, with_places
 from dreambooth.data import Collate, DreamboothData, open_data, subject_names

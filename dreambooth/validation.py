@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.files import atomic_write
 from common.training import processes
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from dreambooth.config import DreamboothRecipe, fill_in
 from dreambooth.generate import PictureJob, embed_prompts, generate
 from dreambooth.grid import Columns, SheetRow, draw_sheet

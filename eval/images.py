@@ -16,8 +16,8 @@ from common.recipes import parse
 from common.reporting.runs import Run, read_json, read_run
 from common.reporting.tables import render_text
 from common.training import processes
-from common.training.checkpoint import writing_is_explained
 from common.training.loader import default_workers
+from common.write_errors import writing_is_explained
 from vit_classify.config import VitRecipe, recipe_problems
 from vit_classify.data import DeviceTransform, EvalImages, VitData, open_data
 from vit_classify.evaluate import Predictions, evaluate

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import append_json_line, atomic_write, read_json_lines
 from common.pictures import DecodeError
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from llava.answers import MARK, mark
 from llava.conversation import Turn, encode_prompt, template_for
 from llava.data.pictures import find, load_picture, problem_of

@@ -16,12 +16,12 @@ from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves
 from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
-from common.training.checkpoint import writing_is_explained
 from common.training.data_report import keep_report
 from common.training.loader import default_workers
 from common.training.order import Grouping
 from common.training.randomness import seed_everything
 from common.training.sharding import require_shardable
+from common.write_errors import writing_is_explained
 from llava.config import DataConfig, LlavaRecipe, recipe_problems, with_places
 from llava.data import Collate, Conversations, PackedSamples, TrainSamples, open_data
 from llava.evaluate import validation_loss

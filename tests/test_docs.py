@@ -14,6 +14,9 @@ from common import recipes
 from common.cli import COMMANDS, find_command
 from common.config import OPTIONS
 from common.errors import UserError
+from dreambooth.command_line import expand
+from dreambooth.config import DreamboothRecipe
+from dreambooth.config import recipe_problems as dreambooth_problems
 from llava.config import DataConfig as LlavaData
 from llava.config import LlavaRecipe
 from llava.config import recipe_problems as llava_problems
@@ -30,6 +33,7 @@ PAGES = [
 RECIPES = sorted(ROOT.glob("*/recipes/*.yaml"))
 KEYS = dict(recipes.leaves(VitRecipe))
 LLAVA_KEYS = dict(recipes.leaves(LlavaRecipe))
+DREAMBOOTH_KEYS = dict(recipes.leaves(DreamboothRecipe))
 DATA_KEYS = {f"data.{field.name}" for field in fields(DataConfig)}
 LLAVA_DATA_KEYS = {f"data.{field.name}" for field in fields(LlavaData)}
 # What a command takes from the recipe's keys, beside the options of its own parser.
@@ -40,15 +44,24 @@ RECIPE_OPTIONS = {
     "vit evaluate": DATA_KEYS,
     "eval images": DATA_KEYS,
     "llava train": {*LLAVA_KEYS, "config", "print_config"},
+    "dreambooth train": {*DREAMBOOTH_KEYS, "config", "print_config", "subject", "class-word", "subjects"},
     "llava check-data": {*LLAVA_DATA_KEYS, "model.name", "model.language_model", "config"},
 }
 # Where a command's module takes a part of its options from.
-SHARED_OPTIONS = {"llava chat": "llava/model_open.py", "llava predict": "llava/model_open.py"}
+SHARED_OPTIONS = {
+    "llava chat": ["llava/model_open.py"],
+    "llava predict": ["llava/model_open.py"],
+    "eval mmbench": ["llava/model_open.py", "eval/vlm/judge.py"],
+    "eval vlm": ["llava/model_open.py", "eval/vlm/judge.py"],
+    "eval score": ["eval/vlm/judge.py"],
+    "dreambooth generate": ["dreambooth/generate_command.py"],
+}
 FOLDERS = "common|vit_classify|eval|benchmarks|docs|tests|llava|dreambooth"
 NAMED_PATH = re.compile(rf"(?<![\w/.-])(?:(?:{FOLDERS})/[\w./*-]*\w/?|\.ci/run|\w+\.(?:toml|txt)\b)")
 NAMED_KEY = re.compile(
     r"(?<![\w/.])(?:--)?((?:model|data|adapter|train)\.(?!py\b|json\b|safetensors\b)[a-z][a-z_0-9]*)(?![\w./(])"
 )
+OF_THE_READER = {"prompts_and_classes.txt", "prompts.txt", "01.txt"}  # files that lie beside the reader's pictures
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")  # RUN, DIR, ...: the reader's to fill in
 
 
@@ -117,8 +130,8 @@ def check_mosgoat(words: list[str]) -> None:
     name, rest = find_command(words)
     module = COMMANDS[name][0].split(":")[0]
     allowed = own_options(ROOT / f"{module.replace('.', '/')}.py") | RECIPE_OPTIONS.get(name, set()) | {"help"}
-    if name in SHARED_OPTIONS:
-        allowed |= own_options(ROOT / SHARED_OPTIONS[name])
+    for file in SHARED_OPTIONS.get(name, []):
+        allowed |= own_options(ROOT / file)
     unknown = {word.split("=")[0] for word in rest if word.startswith("--")} - {f"--{key}" for key in allowed}
     assert not unknown, f"mosgoat {name} has no option {sorted(unknown)}"
     for option, known in (("--methods", set(OPTIONS)), ("--datasets", None)):
@@ -133,6 +146,8 @@ def check_mosgoat(words: list[str]) -> None:
         recipes.parse(rest, VitRecipe, prog="mosgoat", problems=recipe_problems)
     elif name == "llava train" and rest:
         recipes.parse(rest, LlavaRecipe, prog="mosgoat", problems=llava_problems)
+    elif name == "dreambooth train" and rest:
+        recipes.parse(expand(rest)[0], DreamboothRecipe, prog="mosgoat", problems=dreambooth_problems)
 
 
 def check_make(words: list[str]) -> None:
@@ -170,8 +185,13 @@ def test_every_command_in_the_documents_exists_with_its_options(page: Path, monk
         "mosgoat llava train --config llava/recipes/tiny.yaml --data.batching grouped",
         "mosgoat llava train --config llava/recipes/tiny.yaml --model.vision_towr x",
         "mosgoat llava check-data --data.path x --train.epochs 1",
+        "mosgoat dreambooth train --config dreambooth/recipes/mosolra.yaml",
+        "mosgoat dreambooth train --config dreambooth/recipes/moslora.yaml --classword dog",
+        "mosgoat dreambooth generate --run x --seed 3",
         "mosgoat llava chat --run x --picture y",
         "mosgoat llava predict --run x --batchsize 3",
+        "mosgoat eval mmbench --run x --benchmrak MMBench_DEV_EN",
+        "mosgoat eval score --benchmark MME --predictions x --judge-modle y",
         "torchrun --nproc-per-node 4 -m common.cli vit train ...",
         "torchrun --nproc-per-node 4 -m -- common.cli vit train --seeds 3",
         "python -m vit_classify.demo.darw --output x",
@@ -204,15 +224,15 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=name_of)
 def test_every_named_path_of_the_repository_exists(page: Path) -> None:
     for path in NAMED_PATH.findall(read(page)):
-        if not path.startswith("dreambooth/"):  # to come
-            assert any(ROOT.glob(path.rstrip("/"))), path
+        assert path in OF_THE_READER or any(ROOT.glob(path.rstrip("/"))), path
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=name_of)
 def test_every_named_key_of_a_recipe_exists(page: Path) -> None:
     spoken = " ".join(inline_code(read(page)))
-    known = {"docs/vit_classify.md": KEYS, "docs/llava.md": LLAVA_KEYS, "vit_classify": KEYS, "llava": LLAVA_KEYS}
-    keys = known.get(name_of(page)) or known.get(name_of(page).split("/")[0]) or KEYS | LLAVA_KEYS
+    known = {"vit_classify": KEYS, "llava": LLAVA_KEYS, "dreambooth": DREAMBOOTH_KEYS}
+    folder = page.stem if page.parent.name == "docs" else name_of(page).split("/")[0]
+    keys = known.get(folder) or KEYS | LLAVA_KEYS | DREAMBOOTH_KEYS
     assert set(NAMED_KEY.findall(spoken)) <= set(keys)
 
 
@@ -252,7 +272,7 @@ def test_published_figures_in_recipes_are_those_of_the_table() -> None:
 def spoken_texts() -> list[str]:
     """Every text in the sources, f-strings with their gaps as one space."""
     found = []
-    for folder in ("common", "vit_classify", "llava", "eval"):
+    for folder in ("common", "vit_classify", "llava", "dreambooth", "eval"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(read(file))):
                 if isinstance(node, ast.JoinedStr):
@@ -263,7 +283,7 @@ def spoken_texts() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", ["docs/vit_classify.md", "docs/llava.md"])
+@pytest.mark.parametrize("page", ["docs/vit_classify.md", "docs/llava.md", "docs/dreambooth.md", "docs/evaluation.md"])
 def test_messages_in_the_documents_are_said_by_the_code(page: str) -> None:
     table = read(ROOT / page).split("## Messages and what to do")[1].split("##")[0]
     messages = re.findall(r"^\| `([^|]+)` \|", table, flags=re.MULTILINE)

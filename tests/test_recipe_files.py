@@ -9,6 +9,8 @@ import yaml
 
 from common import recipes
 from common.errors import UserError
+from dreambooth.config import DreamboothRecipe
+from dreambooth.config import recipe_problems as dreambooth_problems
 from llava.config import LlavaRecipe
 from llava.config import recipe_problems as llava_problems
 from vit_classify.config import VitRecipe
@@ -21,6 +23,7 @@ FILES = sorted(ROOT.glob("*/recipes/*.yaml"))
 # pipeline: its recipe, its check, the files that ship
 PIPELINES: dict[str, tuple[type, Callable[[Any], list[str]], set[str]]] = {
     "vit_classify": (VitRecipe, vit_problems, {"full", "lora", "moslora", "goat", "goat_plus", "tiny"}),
+    "dreambooth": (DreamboothRecipe, dreambooth_problems, {"lora", "moslora", "goat", "tiny"}),
     "llava": (
         LlavaRecipe,
         llava_problems,

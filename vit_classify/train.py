@@ -22,10 +22,10 @@ from common.reporting.labels import method_label
 from common.reporting.plots import plot_curves
 from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
-from common.training.checkpoint import writing_is_explained
 from common.training.data_report import keep_report
 from common.training.loader import default_workers
 from common.training.randomness import seed_everything
+from common.write_errors import writing_is_explained
 from vit_classify.config import VitRecipe, recipe_problems, with_places
 from vit_classify.data import DeviceTransform, EvalImages, Split, TrainImages, VitData, collate, open_data
 from vit_classify.evaluate import Predictions, evaluate

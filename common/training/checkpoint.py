@@ -7,26 +7,19 @@ its hash, so that nothing is loaded that a disk or a copy has changed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import xxhash
 
-from common.errors import UserError
 from common.files import fsync_path, fsync_tree, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
-# torch.save reports a full disk as a RuntimeError of its zip writer.
-_WRITER_FAILED = ("PytorchStreamWriter", "unexpected pos", "iostream error", "file write failed")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -140,44 +133,3 @@ def rotate(directory: Path, keep: int) -> None:
         # Renamed first: a deletion that is interrupted must not leave something that looks like a checkpoint.
         doomed = old.rename(old.with_name(f"{_PARTIAL}{old.name}"))
         shutil.rmtree(doomed)
-
-
-def is_write_error(error: BaseException) -> bool:
-    """Whether `error` says that a file could not be written, in the words of any library that writes ours."""
-    if isinstance(error, OSError | safetensors.SafetensorError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WRITER_FAILED)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether `error` says that the disk or a quota is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def writing_is_explained(directory: Path) -> Iterator[None]:
-    """Turn an error of the disk while something is written into `directory` into a `UserError`.
-
-    Raises:
-        UserError: no space, no permission, or a file that cannot be written for another reason.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_write_error(error):
-            raise
-        raise UserError(
-            f"{directory} could not be written: {explain_write_error(error, directory)}; mend that and start the same "
-            "command again"
-        ) from error
-
-
-def explain_write_error(error: BaseException, directory: Path) -> str:
-    """What went wrong with the disk, in words that a user can act on."""
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free / 2**20
-    full = is_full(error) or (free < 1 and not isinstance(error, OSError))  # safetensors and torch do not say which
-    return f"{'no space left: ' if full else ''}{error} ({free:,.0f} MiB free in {directory})"

@@ -19,7 +19,7 @@ from common.config import TrainConfig
 from common.errors import UserError
 from common.training import callbacks, processes, randomness
 from common.training.arguments import Plan, make_plan, training_arguments
-from common.training.checkpoint import explain_write_error, is_full, read_manifest, step_of
+from common.training.checkpoint import read_manifest, step_of
 from common.training.clock import peak_memory_bytes
 from common.training.loader import TrainBatches, default_workers
 from common.training.order import Grouping, SampleDataset, ShareSampler
@@ -27,6 +27,7 @@ from common.training.run import RunDirectory
 from common.training.sharding import require_known_deepspeed, require_no_fsdp, shard_frozen
 from common.training.state import count_parameters, trained_state
 from common.training.trainer import Evaluate, LossMean, MosgoatTrainer
+from common.write_errors import explain_write_error, is_full
 
 SIGTERM_STATUS = 143  # 128 + SIGTERM, as a shell reports it
 

@@ -30,6 +30,7 @@ from common.training.rates import give_own_rates
 from common.training.run import RunDirectory
 from common.training.state import load_trained_state, save_trained_state, trained_state
 from common.training.window import Window, merge_windows
+from common.write_errors import explain_write_error, is_write_error
 
 TRAINED_FILE = "trained.safetensors"
 PROGRESS_FILE = "progress.json"
@@ -265,7 +266,7 @@ class MosgoatTrainer(Trainer):
             self._save_scaler(str(partial))
             self._save_rng_state(str(partial))
         except Exception as caught:
-            if not checkpoints.is_write_error(caught):
+            if not is_write_error(caught):
                 raise
             error = caught
         problems = [text for text in processes.gather(error and self._explain(error)) if text]
@@ -305,7 +306,7 @@ class MosgoatTrainer(Trainer):
         kept = checkpoints.newest_checkpoint(folder)
         return (
             f"the checkpoint of step {self.state.global_step} could not be written: "
-            f"{checkpoints.explain_write_error(error, self._run.path)}; "
+            f"{explain_write_error(error, self._run.path)}; "
             + (f"the last whole checkpoint is {kept}" if kept else "there is no earlier checkpoint")
             + ". Free some space and start the same command again; resume=auto goes on from there."
         )

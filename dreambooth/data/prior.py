@@ -12,7 +12,7 @@ from tqdm import tqdm
 from common.cache import cache_root, fingerprint_of, locked
 from common.files import atomic_write
 from common.training import processes
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from dreambooth.config import PriorConfig, fill_in
 from dreambooth.data.subjects import Findings, Picture, read_folder, remark_on
 from dreambooth.model import SdxlBase

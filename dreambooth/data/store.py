@@ -14,7 +14,7 @@ from torch import Tensor
 from common.cache import locked
 from common.errors import UserError
 from common.files import TEMPORARY, atomic_write
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 
 _HASH = "xxh3"
 

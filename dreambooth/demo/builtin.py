@@ -39,7 +39,7 @@ def subject_path(name: str = SUBJECTS, cache_dir: str | None = None) -> Path:
     Raises:
         UserError: no such character, or the cache cannot be written.
     """
-    from common.training.checkpoint import writing_is_explained
+    from common.write_errors import writing_is_explained
     from dreambooth.demo.characters import CHARACTERS, SEED, draw_characters
 
     known, _, character = name.removeprefix(PREFIX).partition(":")

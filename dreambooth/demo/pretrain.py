@@ -193,7 +193,7 @@ def train_unet(pipe: Any, stock: Stock, work: Path, steps: int, seed: int) -> Lo
     kept = pipe.scheduler.alphas_cumprod  # (1000,)
     for step, rows, rng in batches(stock, 2, seed, range(plan.begun, steps)):
         clean = latents[rows]
-        noise, times = torch.randn_like(clean), torch.randint(len(kept), (BATCH,))
+        noise, times = torch.randn_like(clean), draw_times(len(kept))
         root, rest = kept[times].sqrt()[:, None, None, None], (1 - kept[times]).sqrt()[:, None, None, None]
         dropped = torch.from_numpy(rng.random(BATCH) < DROPPED)
         with torch.autocast("cpu", torch.bfloat16):
@@ -215,6 +215,12 @@ def train_unet(pipe: Any, stock: Stock, work: Path, steps: int, seed: int) -> Lo
                 part.train()
     plan.averaged()
     return plan.log
+
+
+def draw_times(count: int) -> Tensor:
+    """Timesteps (B,), most of them where the shapes are decided: logit-normal (Esser et al. 2024), a fifth uniform."""
+    middle = (count * torch.sigmoid(torch.randn(BATCH) - 0.7)).long()
+    return torch.where(torch.rand(BATCH) < 0.2, torch.randint(count, (BATCH,)), middle)
 
 
 @torch.no_grad()
@@ -255,12 +261,22 @@ def pretrain(output: Path, work: Path, *, pictures: int, vae_steps: int, steps: 
     with sdpa_kernel(SDPBackend.MATH):  # the fused backward is several times slower at this size
         log += train_vae(pipe, stock, work, vae_steps, seed)
         log += train_unet(pipe, stock, work, steps, seed)
+    write_base(pipe, output)
+    log.append({"pictures": pictures, "batch": BATCH, "seconds": round(time.time() - begin)})
+    atomic_write(output / LOG, "".join(json.dumps(line) + "\n" for line in log))
+
+
+def write_base(pipe: Any, output: Path) -> None:
+    """Write the pipeline in float16, to be opened in float32 where nobody says otherwise."""
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.to(torch.float16)
     pipe.save_pretrained(output)
-    log.append({"pictures": pictures, "batch": BATCH, "seconds": round(time.time() - begin)})
-    atomic_write(output / LOG, "".join(json.dumps(line) + "\n" for line in log))
+    for name in ("text_encoder", "text_encoder_2"):
+        # transformers would open them as they were saved, and diffusers the UNet in float32
+        file = output / name / "config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        atomic_write(file, json.dumps(content | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/drawn-sdxl"), help="default: runs/drawn-sdxl")
     parser.add_argument("--pictures", type=int, default=16_000)
     parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=6000)
     options = parser.parse_args(argv)
     pretrain(options.output, options.work, pictures=options.pictures, vae_steps=options.vae_steps, steps=options.steps)
     return 0

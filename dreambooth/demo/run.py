@@ -16,7 +16,7 @@ from common.config import did_you_mean, with_method
 from common.errors import UserError
 from common.files import write_json
 from common.recipes import load
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from dreambooth import generate_command
 from dreambooth.config import DreamboothRecipe, recipe_problems
 from dreambooth.demo.builtin import subject_path
@@ -99,13 +99,14 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def demo_recipe(output: Path, subject: str, method: str, seed: int, steps: int | None) -> DreamboothRecipe:
-    """The tiny recipe with the method, the character and the place of a demo."""
+    """The tiny recipe with the method, the character and the place of a demo; the demo draws its own pictures."""
     recipe = load(RECIPE, DreamboothRecipe, problems=recipe_problems)
     return replace(
         recipe,
         data=replace(recipe.data, path="builtin:drawn-subject", subject=subject),
         adapter=with_method(recipe.adapter, method),  # type: ignore[arg-type]
-        train=replace(recipe.train, max_steps=steps if steps is not None else recipe.train.max_steps),
+        train=replace(recipe.train, max_steps=steps or recipe.train.max_steps, evaluate_every=0),
+        validation=replace(recipe.validation, prompts=None),
         output=str(output),
         seed=seed,
     )

@@ -33,6 +33,7 @@ from eval.study.security import (
     Person,
     address_of,
     is_from_here,
+    is_invited,
     open_session,
     person_of,
 )
@@ -151,16 +152,15 @@ class Desk:
 
     def enter(self, token: str, request: Request) -> Response:
         """A personal link: begin a session and lead on."""
-        address = address_of(request.scope)
-        if not self._wrong_links.take(address, 0):
-            raise HTTPException(429)
         person = None
-        if _TOKEN.fullmatch(token):
+        with self._study.reading() as db:
+            known = _TOKEN.fullmatch(token) and is_invited(db, token)
+        if known:
             with self._study.writing() as db:
                 person = open_session(db, token)
         if person is None:
-            self._wrong_links.take(address)
-            raise HTTPException(401)
+            # A right link always opens: raters may share an address with somebody who guesses.
+            raise HTTPException(401 if self._wrong_links.take(address_of(request.scope)) else 429)
         response = RedirectResponse("/results" if person.role == "organiser" else "/welcome", 303)
         # Lax: the link comes from a mail or a chat, and a strict cookie would not survive the way on.
         response.set_cookie(

@@ -98,13 +98,13 @@ class Buckets:
     clock: Callable[[], float] = time.monotonic
     _levels: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
 
-    def take(self, caller: str, amount: int = 1) -> bool:
-        """Whether the caller may go on; `amount` 0 asks without taking."""
+    def take(self, caller: str) -> bool:
+        """Whether the caller may go on."""
         moment = self.clock()
         level, seen = self._levels.pop(caller, (float(self.size), moment))
         level = min(float(self.size), level + (moment - seen) * self.rate)
-        allowed = level >= max(amount, 1)
-        self._levels[caller] = (level - amount if allowed else level, moment)
+        allowed = level >= 1
+        self._levels[caller] = (level - allowed, moment)
         while len(self._levels) > self.most:
             self._levels.popitem(last=False)
         return allowed
@@ -254,6 +254,14 @@ class Person:
     def has_proof(self, given: str) -> bool:
         """Whether a form is of this session."""
         return hmac.compare_digest(self.proof.encode(), given.encode())
+
+
+def is_invited(db: sqlite3.Connection, token: str) -> bool:
+    """Whether a link is valid; a guess costs a look-up and never the lock that answers need."""
+    row = db.execute(
+        "SELECT 1 FROM people WHERE token_hash = ? AND revoked_at IS NULL", (token_hash(token),)
+    ).fetchone()
+    return row is not None
 
 
 def open_session(db: sqlite3.Connection, token: str) -> Person | None:

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.reporting.published import load_published
 from common.reporting.runs import read_json
 from common.reporting.tables import render_text
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from eval.subjects.extractors import CLIP, DINO, Extractors, load_clip, load_dino
 from eval.subjects.results import comparison_table, comparisons, main_table, subject_table, write_results
 from eval.subjects.scores import Measured, measure

@@ -71,11 +71,24 @@ class FeatureCache:
             atomic_write(self._folder / f"{name}.safetensors", save(rows))
 
 
+def open_caches(extractors: Mapping[str, Extractor], folder: Path | None) -> dict[str, FeatureCache]:
+    """A cache for each extractor; one without a fingerprint, and without a folder every one, is kept in memory only.
+
+    Args:
+        extractors: name -> extractor.
+        folder: holds a folder for each fingerprint.
+    """
+    return {
+        name: FeatureCache(folder / extractor.fingerprint if folder is not None and extractor.fingerprint else None)
+        for name, extractor in extractors.items()
+    }
+
+
 def features_of(
     paths: Sequence[Path],
     extractors: Mapping[str, Extractor],
     *,
-    cache: Path | None = None,
+    caches: Mapping[str, FeatureCache] | None = None,
     batch_size: int = 32,
     description: str = "features",
 ) -> Found:
@@ -84,17 +97,14 @@ def features_of(
     Args:
         paths: the files; a picture is turned upright, and transparency laid on white.
         extractors: name -> extractor.
-        cache: folder for the features of those extractors that have a fingerprint; None: no cache.
+        caches: name of an extractor -> its cache, from `open_caches`; None: nothing is kept.
         batch_size: pictures at once.
         description: of the progress bar.
 
     Returns:
         The features of all files that could be read, and why the others could not.
     """
-    kept = {
-        name: FeatureCache(cache / extractor.fingerprint if cache is not None and extractor.fingerprint else None)
-        for name, extractor in extractors.items()
-    }
+    kept = open_caches(extractors, None) if caches is None else caches
     found = Found({name: {} for name in extractors})
     bar = tqdm(total=len(paths), desc=description, unit=" pictures", disable=None, leave=False)
     with bar, ThreadPoolExecutor(usable_cores()) as pool:

@@ -12,7 +12,7 @@ import torch
 
 from common.errors import UserError
 from eval.subjects.extractors import Extractor, Extractors
-from eval.subjects.features import Found, features_of
+from eval.subjects.features import Found, features_of, open_caches
 from eval.subjects.interval import Estimate, estimate
 from eval.subjects.measure import image_similarity, real_similarity, text_similarity
 from eval.subjects.sets import GeneratedSet
@@ -89,6 +89,7 @@ def measure(
     """
     pairs = (("dino", extractors.dino), ("clip", extractors.clip))
     chosen = {name: extractor for name, extractor in pairs if extractor is not None}
+    caches = open_caches(chosen, cache)
     scores: list[PictureScore] = []
     real: dict[str, Mapping[str, float | None]] = {}
     unreadable: dict[Path, str] = {}
@@ -97,7 +98,7 @@ def measure(
         files = each.files()
         names = f"{each.manifest.adapter}, {each.manifest.subject} ({number} of {len(sets)})"
         paths = [*each.references, *files.values()]
-        found = features_of(paths, chosen, cache=cache, batch_size=batch_size, description=names)
+        found = features_of(paths, chosen, caches=caches, batch_size=batch_size, description=names)
         unreadable |= found.unreadable
         references = _stacked(found, each.references, chosen)
         if any(not len(rows) for rows in references.values()):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import append_json_line, atomic_write, read_json_lines
 from common.training import processes
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from eval.vlm.question import Question
 from eval.vlm.table import Table
 from llava.answers import MARK, mark

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--benchmarks", nargs="+", default=["all"], help=f"names, or all (the default) for {', '.join(NINE)}"
     )
+    add_judge_options(parser)
     parser.add_argument("--data-root", type=Path, help="folder of the tables NAME.tsv; default: $LMUData")
     options = parser.parse_args(list(argv or []))
     names = [name for word in options.benchmarks for name in word.split(",") if name]
@@ -69,7 +70,6 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="evaluated runs to show beside this one"
     )
-    add_judge_options(parser)
     return parser
 
 

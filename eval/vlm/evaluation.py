@@ -31,6 +31,7 @@ from llava.model_base import LlavaBase
 from llava.model_open import identity, open_model
 
 FOLDER = "eval_vlm"  # of a run
+_SAME = ("weights", "template", "precision", "engine", "answer")  # where they agree, results belong together
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def evaluate(job: Job) -> int:
     """Measure, write and print; a collective call.
 
     Returns:
-        The exit status: 1 where not every benchmark that was asked for has its score.
+        The exit status: 1 in the main process where not every benchmark that was asked for has its score.
 
     Raises:
         UserError: no table can be used, the model cannot be opened, or the judge does not answer.
@@ -93,11 +94,19 @@ def evaluate(job: Job) -> int:
     base = open_model(job.options)
     about = _about(job, base)
     found: dict[str, dict[str, Any]] = {}
+    judged = []
     for benchmark, table in tables:
+        processes.on_main(partial(_forget, job.folder(benchmark) / "results.json", about))
         answered = _answer(job, base, benchmark, table, about["weights"])
         conclude = partial(_conclude, job, benchmark, table, answered, about, judges[0])
-        found[benchmark.name] = processes.on_main(conclude)
-    processes.on_main(lambda: summarise(job, found, about))
+        if benchmark.family == "judged":
+            judged.append((benchmark.name, conclude))
+        else:
+            found[benchmark.name] = processes.on_main(conclude)
+    if not processes.is_main():
+        return 0  # a judge may take longer than processes wait for each other
+    found |= {name: conclude() for name, conclude in judged}
+    summarise(job, found, about)
     return int(bool(problems) or any(content["headline"] is None for content in found.values()))
 
 
@@ -159,6 +168,12 @@ def _about(job: Job, base: LlavaBase) -> dict[str, Any]:
         about |= {key: trained[key] for key in ("method", "config_hash", "seed") if key in trained}
     about |= {"weights": identity(job.options, base), "template": base.template, "precision": base.precision}
     return {**about, "engine": "own", "answer": job.answer}
+
+
+def _forget(file: Path, about: Mapping[str, Any]) -> None:
+    """Take away the results of other weights: their answers are about to go, and this evaluation may be killed."""
+    if file.is_file() and any(read_json(file).get(key) != about[key] for key in _SAME):
+        file.unlink()
 
 
 def label_of(run: Path) -> str:
@@ -251,19 +266,18 @@ def summarise(job: Job, found: Mapping[str, Mapping[str, Any]], about: Mapping[s
     if job.beside:
         for name, lines in radars.items():
             write_radar(job.output / f"radar_{name}{job.suffix}.png", lines)
-    print(f"\n{render_text(beside_paper(rows))}")
+    print(f"\n{render_text(beside_paper(rows, job.answer))}")
     if summary["no_average"]:
         print(f"no average of the nine: {summary['no_average']}")
 
 
 def _measured_before(output: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The results of other benchmarks in the output folder, of the same weights and the same way of answering."""
-    same = ("weights", "template", "precision", "engine", "answer")
     contents = [read_json(file) for file in sorted(output.glob("*/results.json"))]
     return {
         content["benchmark"]: content
         for content in contents
-        if content.get("task") == TASK and all(content.get(key) == about[key] for key in same)
+        if content.get("task") == TASK and all(content.get(key) == about[key] for key in _SAME)
     }
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.cache import fingerprint_of
 from common.errors import UserError
 from common.files import append_json_line, read_json_lines
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -94,6 +94,8 @@ class Judge:
         kept = {
             str(row["key"]): str(row["answer"]) for row in read_json_lines(self.cache) if {"key", "answer"} <= {*row}
         }
+        with writing_is_explained(self.cache.parent):
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
         found: dict[str, Verdict[T]] = {}
         pool = ThreadPoolExecutor(self.workers)
         try:
@@ -119,7 +121,7 @@ class Judge:
                     return Verdict(None, f"the endpoint refused the question: {refusal}")
                 with writing_is_explained(self.cache.parent):
                     append_json_line(self.cache, {"key": key, "answer": answer})
-            text = answer.strip()
+            text = answer.rpartition("</think>")[2].strip()  # what a model that thinks aloud has come to
             value = read(text)
             if value is not None:
                 return Verdict(value, text)

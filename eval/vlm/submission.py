@@ -13,7 +13,7 @@ from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from openpyxl.worksheet._write_only import WriteOnlyWorksheet
 
 from common.files import atomic_write
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 
 PREDICTION = "prediction"
 _LEFT_OUT = ("image", PREDICTION)

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.files import write_json
 from common.reporting.runs import read_json
 from common.reporting.tables import render_text
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from eval.vlm.benchmarks import Benchmark
 from eval.vlm.evaluation import Job, label_of, open_tables, summarise
 from eval.vlm.judge import Judge, judge_of

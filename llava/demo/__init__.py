@@ -40,7 +40,7 @@ def drawn_sets(cache_dir: str | None = None) -> Path:
     Raises:
         UserError: the cache cannot be written, or is full.
     """
-    from common.training.checkpoint import writing_is_explained
+    from common.write_errors import writing_is_explained
     from llava.demo.draw import SEED, TEST, TRAIN, write_sets
 
     folder = cache_root(cache_dir) / f"drawn-questions-{SEED}-{TRAIN}-{TEST}"

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.files import write_json
 from common.recipes import load
 from common.reporting.runs import read_json
-from common.training.checkpoint import writing_is_explained
+from common.write_errors import writing_is_explained
 from llava.config import LlavaRecipe, recipe_problems
 from llava.demo import drawn_sets
 from llava.demo.measure import Measured, measure

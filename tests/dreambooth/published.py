@@ -88,7 +88,7 @@ class PublishedStep:
             drawn: what the script draws: `latent_noise`, `noise`, `timesteps`, a row for each picture.
             prior_weight: of the class pictures' loss; None: without prior preservation.
         """
-        pixels = torch.stack([self._pixels(path) for path in pictures])
+        pixels = torch.stack([pixels_of(path) for path in pictures])
         height, width = pixels.shape[-2:]
         posterior = self.vae.encode(pixels).latent_dist
         latents = (posterior.mean + posterior.std * drawn["latent_noise"]) * self.vae.config.scaling_factor
@@ -108,10 +108,6 @@ class PublishedStep:
         (own, of_class), (own_target, class_target) = predicted.chunk(2), target.chunk(2)
         return F.mse_loss(own, own_target) + prior_weight * F.mse_loss(of_class, class_target)
 
-    def _pixels(self, path: Path) -> Tensor:
-        values = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
-        return (torch.from_numpy(values).permute(2, 0, 1) - 0.5) / 0.5
-
     def _encoded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         states, pooled = [], None
         for tokenizer, name in zip(self.tokenizers, ("text_encoder", "text_encoder_2"), strict=True):
@@ -126,3 +122,9 @@ class PublishedStep:
             pooled = found[0]
             states.append(found[-1][-2])
         return torch.cat(states, dim=-1), pooled
+
+
+def pixels_of(path: Path) -> Tensor:
+    """A picture as the VAE takes it, (3, H, W) in [-1, 1]."""
+    values = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
+    return (torch.from_numpy(values).permute(2, 0, 1) - 0.5) / 0.5

@@ -45,7 +45,7 @@ def words(world: Path, tmp_path: Path) -> list[str]:
     """One adapter, one subject, two prompts, two seeds."""
     prompts, output = str(world / "prompts.txt"), str(tmp_path / "out")
     options = ["--prompts", prompts, "--seeds", "0", "1", "--steps", "1", "--output", output, "--device", "cpu"]
-    return ["--run", str(world / "lora"), "--subjects", "duck", *options]
+    return ["--run", str(world / "lora" / "duck"), *options]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -136,7 +136,7 @@ def test_pictures_made_otherwise_are_never_taken_for_these(
     words: list[str], world: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "mine" / "duck", world / "model")
-    words = ["--run", str(tmp_path / "mine"), *words[4:]]
+    words = ["--run", str(tmp_path / "mine"), *words[2:]]
     main(words)
     before = hashes(tmp_path / "out")
     if change == "weights":
@@ -186,19 +186,19 @@ def test_a_picture_that_was_written_just_before_a_crash_is_made_again(
 @pytest.mark.slow
 def test_killed_and_started_again_it_makes_the_same_pictures(words: list[str], tmp_path: Path) -> None:
     # no guidance: one pass of the UNet a step
-    words += ["--steps", "12", "--guidance", "0", "--batch-size", "1", "--seeds", "0", "1", "2", "3", "4"]
+    words += ["--steps", "8", "--guidance", "0", "--batch-size", "1", "--seeds", "0", "1", "2"]
     command = [sys.executable, "-m", "common.cli", "dreambooth", "generate", *words]
     folder = tmp_path / "out" / "lora" / "duck"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         begin = time.monotonic()
-        while len(list(folder.glob("*.png"))) < 2 and time.monotonic() - begin < 120:
+        while not list(folder.glob("*.png")) and time.monotonic() - begin < 120:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
     there = len(list(folder.glob("*.png")))
-    assert 2 <= there < 10, "it was to be killed half-way"
+    assert 1 <= there < 6, "it was to be killed half-way"
     main(words)
     resumed = hashes(folder)
-    assert len(resumed) == 10
+    assert len(resumed) == 6
     main([*words, "--output", str(tmp_path / "whole")])
     assert hashes(tmp_path / "whole" / "lora" / "duck") == resumed
 
@@ -211,7 +211,7 @@ def test_the_data_sets_own_prompts_are_taken_by_default(words: list[str], world:
         f"Live Subject Prompts\n\nprompt_list = [\n{live_list}\n]\n"
     )
     try:
-        main(["--run", str(world / "lora"), *words[6:], "--seeds", "0"])
+        main(["--run", str(world / "lora"), *words[4:], "--seeds", "0"])
     finally:
         file.unlink()
     out = tmp_path / "out" / "lora"
@@ -222,9 +222,9 @@ def test_the_data_sets_own_prompts_are_taken_by_default(words: list[str], world:
 def test_a_run_alone_is_called_after_its_folder_of_runs_or_itself(
     world: Path, words: list[str], tmp_path: Path
 ) -> None:
-    main(["--run", str(world / "lora" / "duck"), *words[4:]])
+    main(["--run", str(world / "lora" / "duck"), *words[2:]])
     own = make_run(tmp_path / "my-run", world / "model")
-    main(["--run", str(own), f"named={own}", *words[4:], "--seeds", "0"])
+    main(["--run", str(own), f"named={own}", *words[2:], "--seeds", "0"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "grids",
         "grids.html",
@@ -249,7 +249,7 @@ def test_runs_whose_photographs_are_gone_still_generate(
     run = make_run(tmp_path / "gone" / "duck", world / "model")
     for path in (tmp_path / "gone" / "pictures" / "duck").iterdir():
         path.unlink()
-    assert main(["--run", str(run), *words[4:], "--seeds", "0"]) == 0
+    assert main(["--run", str(run), *words[2:], "--seeds", "0"]) == 0
     assert read_manifest(tmp_path / "out" / "gone" / "duck").references == ()
     assert "no references are noted" in capsys.readouterr().err
 
@@ -263,7 +263,7 @@ def test_runs_whose_photographs_are_gone_still_generate(
         (["--batch-size", "0"], "--batch-size=0 must be from 1"),
         (["--size", "13"], "size=13 is not a multiple of 8"),
         (["--device", "toaster"], "--device=toaster is no device"),
-        (["--subjects", "cow"], "--subjects cow: no run teaches that; the runs teach duck, rex"),
+        (["--subjects", "cow"], "--subjects cow: no run teaches that; the runs teach duck"),
         (["--run", "nothing"], "there is no folder nothing"),
         (["--prompts", "nothing.txt"], r"--prompts=nothing\.txt cannot be read"),
     ],
@@ -290,28 +290,28 @@ def test_unsound_prompts_are_refused(words: list[str], tmp_path: Path, content: 
 def test_names_that_clash_are_refused(world: Path, words: list[str], tmp_path: Path) -> None:
     other = make_run(tmp_path / "lora" / "duck", world / "model", seed=3)
     with pytest.raises(UserError, match="are both called lora and teach duck"):
-        main(["--run", str(world / "lora"), str(other), *words[4:]])
+        main(["--run", str(world / "lora"), str(other), *words[2:]])
     with pytest.raises(UserError, match="is called base, as the model without an adapter"):
-        main(["--run", f"base={other}", "--base", *words[4:]])
+        main(["--run", f"base={other}", "--base", *words[2:]])
     with pytest.raises(UserError, match="cannot be the name of a folder"):
-        main(["--run", f"grids={other}", *words[4:]])
+        main(["--run", f"grids={other}", *words[2:]])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is no run and holds none"):
-        main(["--run", str(tmp_path / "empty"), *words[4:]])
+        main(["--run", str(tmp_path / "empty"), *words[2:]])
 
 
 def test_one_base_for_two_models_is_refused(world: Path, words: list[str], tmp_path: Path) -> None:
     tiny_sdxl(tmp_path / "model", seed=5)
     other = make_run(tmp_path / "other" / "duck", tmp_path / "model")
     with pytest.raises(UserError, match=r"to another model.*no single base for both"):
-        main(["--run", str(world / "lora"), str(other), "--base", *words[4:]])
+        main(["--run", str(world / "lora"), str(other), "--base", *words[2:]])
 
 
 def test_an_adapter_for_another_model_is_refused(world: Path, words: list[str], tmp_path: Path) -> None:
     run = make_run(tmp_path / "mine" / "duck", tiny_sdxl(tmp_path / "model"))
     tiny_sdxl(tmp_path / "model", seed=8)  # the folder has other weights now
     with pytest.raises(UserError, match="was trained on another model"):
-        main(["--run", str(run), *words[4:]])
+        main(["--run", str(run), *words[2:]])
 
 
 def test_several_processes_are_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

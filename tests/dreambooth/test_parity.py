@@ -21,7 +21,7 @@ from dreambooth.model import SdxlBase, load_model, prepare_training
 from dreambooth.noise import WithNoise
 from dreambooth.objective import DenoisingObjective
 from tests.dreambooth.drawn import draw_subject
-from tests.dreambooth.published import PublishedStep
+from tests.dreambooth.published import PublishedStep, pixels_of
 from tests.dreambooth.tiny import IMAGE_SIZE
 
 RANK, WEIGHT, BATCH = 4, 0.7, 3
@@ -66,8 +66,7 @@ def own_step(recipe: DreamboothRecipe) -> tuple[SdxlBase, dict[str, Tensor], lis
 
 def _picture_of(mean: Tensor, base: SdxlBase, pictures: list[Any]) -> Path:
     assert base.vae is not None
-    step = PublishedStep.__new__(PublishedStep)
-    pixels = torch.stack([step._pixels(picture.path) for picture in pictures])
+    pixels = torch.stack([pixels_of(picture.path) for picture in pictures])
     with torch.no_grad():
         means = base.vae.encode(pixels).latent_dist.mean * base.vae.config.scaling_factor
     return pictures[int((means - mean).abs().flatten(1).sum(1).argmin())].path

@@ -181,6 +181,17 @@ def test_processes_share_the_work_and_each_has_all_pictures_in_the_end(
     assert painter.seeds == ([1, 3] if other_draws else [1, 3, 0, 2, 4])
 
 
+def test_a_picture_of_another_process_that_is_damaged_on_this_machine_is_drawn_anew(
+    painter: Painter, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw().pictures[2].path.write_bytes(b"")
+    monkeypatch.setattr(prior.processes, "rank", lambda: 1)
+    monkeypatch.setattr(prior.processes, "world_size", lambda: 2)
+    monkeypatch.setattr(prior.processes, "gather", lambda _: None)
+    assert len(draw().pictures) == 5
+    assert painter.seeds[5:] == [2]
+
+
 def test_a_folder_that_cannot_be_written_is_explained(painter: Painter, draw: Draw, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):

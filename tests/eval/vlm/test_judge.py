@@ -173,6 +173,11 @@ def test_a_judge_that_does_not_answer_in_time_is_told(tmp_path: Path) -> None:
             judge_at(stub.url, tmp_path, timeout=0.05)
 
 
+def test_what_a_judge_thinks_aloud_is_left_out(tmp_path: Path) -> None:
+    with stub_judge(lambda prompt, _: "<think>maybe 0.3?</think>\n\n0.5") as stub:
+        assert judge_at(stub.url, tmp_path).ask(["p"], as_number, label="x")[0].value == 0.5
+
+
 def test_a_slow_judge_is_waited_for(tmp_path: Path) -> None:
     with stub_judge(lambda prompt, _: "fine") as stub:
         stub.delay = 0.2

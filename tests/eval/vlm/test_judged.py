@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from common.cli import main
 from common.errors import UserError
 from eval.vlm.benchmarks import find_benchmark
 from eval.vlm.judge import Judge, Verdict, open_judge
@@ -190,6 +192,28 @@ def test_a_number_that_is_none_ends_it_before_anything_is_asked(tmp_path: Path) 
     image = base64_of(drawn("red", "circle"))
     with pytest.raises(UserError, match="there is no category"):
         table_of(tmp_path, MMVET, [{"index": 0, "image": image, "question": "?", "answer": "x", "category": ""}])
+
+
+def test_the_command_scores_with_a_judge_and_says_that_there_is_none_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUB_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    data = write_tsv(tmp_path / "table.tsv", mmvet_rows())
+    lines = [json.dumps({"index": index, "prediction": "blue"}) for index in (0, 1)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n")
+    words = f"eval score --benchmark MMVet --data {data} --predictions {tmp_path / 'p.jsonl'} --output"
+    assert main([*words.split(), str(tmp_path / "without")]) == 1
+    content = json.loads((tmp_path / "without" / "results.json").read_text())
+    assert (content["not_scored"], content["metrics"], content["headline"]) == ("no judge", {}, None)
+    with stub_judge(lambda prompt, _: "0.5") as stub:
+        judge_words = f"--judge-model {MODEL} --judge-url {stub.url} --judge-key-env STUB_KEY"
+        assert main([*words.split(), str(tmp_path / "with"), *judge_words.split()]) == 0
+    content = json.loads((tmp_path / "with" / "results.json").read_text())
+    assert content["metrics"]["overall"] == content["headline"] == 50.0
+    output = capfd.readouterr()
+    files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(KEY not in text for text in (output.out, output.err, *files))
 
 
 def test_both_are_scored_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

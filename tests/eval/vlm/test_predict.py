@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import eval.vlm.predict_decode
+from common.config import AdapterConfig
 from common.errors import UserError
 from eval.vlm.answering import Answered, answer_all
 from eval.vlm.benchmarks import find_benchmark
@@ -23,8 +24,9 @@ from eval.vlm.table import Table, read_table
 from llava.answers import MARK
 from llava.config import ModelConfig
 from llava.generation import generate
-from llava.model import LlavaBase, load_model
+from llava.model import LlavaBase, load_model, prepare_training
 from tests.eval.vlm.tables import mmbench_rows, write_tsv
+from tests.llava.tiny import disturb, recipe_of
 
 MMBENCH = find_benchmark("MMBench_DEV_EN")
 
@@ -116,6 +118,20 @@ def test_reading_a_picture_once_gives_the_answers_of_generate(base: LlavaBase, t
     keys = [table.picture_key(question) for question in questions]
     found = [said.text for said in decode(base, prompts, pictures, keys, max_new_tokens=12)]
     assert found == generate(base, prompts, pictures, max_new_tokens=12, batch_size=1)
+
+
+def test_experts_are_routed_as_generate_routes_them(table: Table) -> None:
+    recipe = recipe_of(
+        ModelConfig(name="builtin:drawn-llava", feature_layer=-1), adapter=AdapterConfig(method="goat", r=8)
+    )
+    base = prepare_training(load_model(recipe.model, template="llama3"), recipe)
+    disturb(base.model)
+    questions = [question for question in table.questions if question.group in (1, 2)]
+    prompts = [Speaker(base, MMBENCH, 6).prompt(question) for question in questions]
+    pictures = [table.picture(question) for question in questions]
+    keys = [table.picture_key(question) for question in questions]
+    found = [said.text for said in decode(base, prompts, pictures, keys, max_new_tokens=6)]
+    assert found == generate(base, prompts, pictures, max_new_tokens=6, batch_size=1)
 
 
 def test_every_picture_goes_through_the_tower_once(
