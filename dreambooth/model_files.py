@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,9 @@ def find_pipeline(key: str, name: str, variant: str | None = None, *, weights: b
             )
         )
 
-    return _require_pipeline(key, _from_hub(key, name, fetched, variant))
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    include = [*_CONFIG_FILES, *([f"*/model{ending}", f"*/diffusion_pytorch_model{ending}"] if weights else [])]
+    return _require_pipeline(key, _from_hub(key, name, fetched, include))
 
 
 def _require_pipeline(key: str, folder: Path) -> Path:
@@ -133,7 +135,7 @@ def _require_pipeline(key: str, folder: Path) -> Path:
     return folder
 
 
-def _from_hub(key: str, name: str, fetched: Callable[[bool], Path], variant: str | None = None) -> Path:
+def _from_hub(key: str, name: str, fetched: Callable[[bool], Path], include: Sequence[str] = ()) -> Path:
     """What the Hub's cache has under a name, or else the Hub."""
     if not _HUB_ID.fullmatch(name):
         raise UserError(f"{key}={name}: there is no such folder or file (and it is no Hub id, which would be ORG/NAME)")
@@ -145,7 +147,7 @@ def _from_hub(key: str, name: str, fetched: Callable[[bool], Path], variant: str
             return fetched(False)
         except Exception as error:
             reason = type(error).__name__
-    fetch = f"hf download {name}" + (f" --include '*.json' '*.txt' '*.{variant}.safetensors'" if variant else "")
+    fetch = " ".join([f"hf download {name}", *([f"--include {' '.join(map(repr, include))}"] if include else [])])
     raise UserError(
         f"{key}={name} is neither here nor whole in the cache {constants.HF_HUB_CACHE}, nor to be had from the Hub now "
         f"({reason}); where there is a network run `{fetch}` and copy the cache here, or set {key} to the path of a "
