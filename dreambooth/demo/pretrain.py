@@ -271,6 +271,9 @@ def write_base(pipe: Any, output: Path) -> None:
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.to(torch.float16)
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):  # what the last call asked for would be saved with it
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     pipe.save_pretrained(output)
     for name in ("text_encoder", "text_encoder_2"):
         # transformers would open them as they were saved, and diffusers the UNet in float32

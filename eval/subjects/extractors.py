@@ -168,9 +168,12 @@ def _explained(kind: Any, name: str, key: str, **options: Any) -> Any:
         return kind.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
+        # the main branch of OpenAI's repository has pickles alone: a copy with safetensors is made once
         raise UserError(
-            f"{key}={name} cannot be loaded: {reason[:300]}. Give a folder in transformers' form with "
-            f"model.safetensors, or a Hub id; `hf download {name}` fetches it beforehand on a machine with network"
+            f"{key}={name} cannot be loaded: {reason[:300]}. Only safetensors are opened. Give a folder that has "
+            "model.safetensors beside config.json; on a machine with network this makes one: "
+            f"python -c \"import transformers as t; n = '{name}'; [k.from_pretrained(n).save_pretrained('FOLDER') "
+            f'for k in (t.AutoModel,{" t.AutoTokenizer" * (key == "--clip")})]"'
         ) from error
     finally:
         library_logging.set_verbosity(verbosity)

@@ -219,7 +219,7 @@ def test_a_damaged_model_is_refused(
     [
         (
             {"name": "nobody/no-sdxl"},
-            r"model.name=nobody/no-sdxl is neither here .*`hf download nobody/no-sdxl --include .*safetensors'`",
+            r"nobody/no-sdxl is neither here .*`hf download nobody/no-sdxl --include .*safetensors'`",
         ),
         ({"name": "missing/folder/x"}, r"model.name=missing/folder/x: there is no such folder or file"),
         ({"name": "missing.safetensors"}, r"model.name=missing.safetensors: there is no such file"),

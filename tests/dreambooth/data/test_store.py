@@ -11,7 +11,8 @@ import torch
 
 from dreambooth.data import store
 
-# Nothing here computes: a forked process needs no second import of torch.
+# A forked process needs no second import of torch. It must compute next to nothing: PyTorch's threads are not forked
+# with it, and it would wait for them for ever.
 FORK = multiprocessing.get_context("fork")
 KEYS = [f"key{i}" for i in range(4)]
 
@@ -35,7 +36,7 @@ def made(folder: Path) -> list[str]:
 
 def test_processes_that_start_together_make_everything_once(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    several = [FORK.Process(target=make_slowly, args=(folder, 0.1)) for _ in range(3)]
+    several = [FORK.Process(target=make_slowly, args=(folder, 0.1), daemon=True) for _ in range(3)]
     for process in several:
         process.start()
     for process in several:
@@ -46,7 +47,7 @@ def test_processes_that_start_together_make_everything_once(tmp_path: Path) -> N
 
 def test_a_killed_process_leaves_no_lock_and_what_it_had_made(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    process = FORK.Process(target=make_slowly, args=(folder, 0.2))
+    process = FORK.Process(target=make_slowly, args=(folder, 0.2), daemon=True)
     process.start()
     while len(made(folder)) < 3:
         time.sleep(0.01)
@@ -60,16 +61,16 @@ def test_a_killed_process_leaves_no_lock_and_what_it_had_made(tmp_path: Path) ->
 
 
 def read_then_empty_the_file(folder: Path, row: int | None) -> None:
-    store.write(folder, "large", {"x": torch.arange(100_000).view(4, -1)})
     found = store.read(folder, "large", row)["x"]
     store.file_of(folder, "large").write_bytes(b"")
-    assert found.sum() > 0
+    assert found.numpy().max() > 0
 
 
 @pytest.mark.parametrize("row", [None, 2])
 def test_what_is_read_outlives_its_file(tmp_path: Path, row: int | None) -> None:
     # in a process of its own: touching what is mapped from a file that is cut short ends the process
-    process = FORK.Process(target=read_then_empty_the_file, args=(tmp_path, row))
+    store.write(tmp_path, "large", {"x": torch.arange(8000).view(4, -1)})
+    process = FORK.Process(target=read_then_empty_the_file, args=(tmp_path, row), daemon=True)
     process.start()
     process.join(60)
     assert process.exitcode == 0

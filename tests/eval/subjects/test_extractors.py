@@ -91,9 +91,9 @@ def test_a_model_without_some_of_its_weights_is_refused(dino: Path, tmp_path: Pa
         load_dino(str(broken))
 
 
-def test_a_model_that_is_not_there_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_there_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"--dino=.*nothing cannot be loaded.*hf download"):
+    with pytest.raises(UserError, match=r"--dino=.*nothing cannot be loaded.*save_pretrained"):
         load_dino(str(tmp_path / "nothing"))
 
 
