@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def load_dino(name: str = DINO, device: torch.device | str = "cpu") -> Extractor
     """DINO's features: the class token behind the last norm.
 
     Args:
-        name: Hub id or folder of a vision transformer in transformers' form, with safetensors weights.
+        name: Hub id or folder of a vision transformer in transformers' form; pickles are read as plain tensors only.
         device: where it runs, in float32.
 
     Raises:
@@ -118,7 +119,7 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> Extractor
     """CLIP's projected features of pictures and of texts; a text that is too long for it is cut at its end.
 
     Args:
-        name: Hub id or folder of a CLIP model in transformers' form, with safetensors weights.
+        name: Hub id or folder of a CLIP model in transformers' form; pickled weights are read as plain tensors only.
         device: where it runs, in float32.
 
     Raises:
@@ -149,7 +150,7 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> Extractor
 
 def _load(kind: Any, name: str, key: str) -> tuple[Any, set[str]]:
     """A model for inference, and the names of weights that its files lack and that do not matter."""
-    model, report = _explained(kind, name, key, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    model, report = _explained(kind, name, key, weights_only=True, dtype=torch.float32, output_loading_info=True)
     missing = set(report["missing_keys"])
     used = sorted(key for key in missing if not key.startswith("pooler."))  # DINO has none
     if used or report["mismatched_keys"]:
@@ -166,14 +167,11 @@ def _explained(kind: Any, name: str, key: str, **options: Any) -> Any:
     library_logging.set_verbosity_error()  # it reports DINO's missing pooler; what matters is an error below
     try:
         return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
-        # the main branch of OpenAI's repository has pickles alone: a copy with safetensors is made once
         raise UserError(
-            f"{key}={name} cannot be loaded: {reason[:300]}. Only safetensors are opened. Give a folder that has "
-            "model.safetensors beside config.json; on a machine with network this makes one: "
-            f"python -c \"import transformers as t; n = '{name}'; [k.from_pretrained(n).save_pretrained('FOLDER') "
-            f'for k in (t.AutoModel,{" t.AutoTokenizer" * (key == "--clip")})]"'
+            f"{key}={name} cannot be loaded: {reason[:300]}. Give a folder with config.json and the weights beside it, "
+            f"or a Hub id that is in the cache: hf download {name}"
         ) from error
     finally:
         library_logging.set_verbosity(verbosity)

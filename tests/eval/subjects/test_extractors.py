@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,16 +94,31 @@ def test_a_model_without_some_of_its_weights_is_refused(dino: Path, tmp_path: Pa
 
 def test_a_model_that_is_not_there_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"--dino=.*nothing cannot be loaded.*save_pretrained"):
+    with pytest.raises(UserError, match=r"--dino=.*nothing cannot be loaded.*hf download"):
         load_dino(str(tmp_path / "nothing"))
 
 
-def test_pickled_weights_are_not_opened(dino: Path, tmp_path: Path) -> None:
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickled_weights_are_read_as_tensors_and_never_run(dino: Path, tmp_path: Path) -> None:
+    # OpenAI's repository has nothing else on its main branch
     pickled = tiny_dino(tmp_path / "vit")
-    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    weights = load_file(pickled / "model.safetensors")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"cannot be loaded.*model\.safetensors"):
+    torch.save(weights, pickled / "pytorch_model.bin")
+    assert load_dino(str(pickled)).fingerprint == load_dino(str(dino)).fingerprint
+    torch.save({**weights, "attack": Attack(tmp_path / "run")}, pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"--dino=.* cannot be loaded"):
         load_dino(str(pickled))
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_kind_of_model_is_refused(dino: Path, clip: Path, tmp_path: Path) -> None:
