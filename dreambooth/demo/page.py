@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from dreambooth.config import DreamboothRecipe
 from dreambooth.demo.measure import Measured, gains
 from dreambooth.generate_plan import BASE
 from dreambooth.grid_pages import GRIDS
+from dreambooth.manifest import read_manifest
 
 TITLE = "A small SDXL learns a character"
 
@@ -100,12 +102,13 @@ def write_demo_page(output: Path, outcome: Outcome) -> Path:
         output: folder of the demo, with `pictures` as `mosgoat dreambooth generate` leaves it.
         outcome: what was found.
     """
-    base, best = outcome.measured[BASE], max(gains(outcome.measured).values())
     word, token = next(iter(outcome.results.values()))["class_word"], outcome.recipe.data.token
+    method, names = next(iter(outcome.by_method().items()))
+    after = statistics.fmean(outcome.measured[name].similarity for name in names)
     facts = {
-        "before": f"{base.similarity:.2f}",
-        "after": f"{base.similarity + best:.2f}",
-        "real": f"{outcome.real:.2f}",
+        "before": f"{outcome.measured[BASE].similarity:.2f}",
+        f"after, {method_label(method)}": f"{after:.2f}",  # type: ignore[arg-type]
+        "real pictures": f"{outcome.real:.2f}",
     }
     sections = [
         Section("Subject similarity", [Facts(facts, large=True), result_table(outcome), Text(_MEASURE)]),
@@ -124,7 +127,7 @@ _MEASURE = (
     "Subject similarity is DreamBooth's measure: the mean cosine between the features of a generated picture and those "
     "of every real picture of the subject. The features are those of a small network that was trained to tell drawn "
     "characters of random colours apart whatever their background, and knows neither this character nor these models; "
-    "DINO and CLIP, which `mosgoat eval subjects` uses, know photographs and would have to be fetched.\n\n"
+    "DINO and CLIP, which “mosgoat eval subjects” uses, know photographs and would have to be fetched.\n\n"
     "A subject learnt at the cost of all else would be of no use: the last two columns say in how many pictures the "
     "same network finds the figure, and the background that the prompt asks for."
 )
@@ -132,9 +135,14 @@ _MEASURE = (
 
 def _grids(output: Path, outcome: Outcome, word: str) -> list[Block]:
     folder = output / "pictures" / GRIDS / outcome.subject
-    prompts = [path for path in sorted(folder.glob("*.webp")) if path.stem != "real"]
+    manifest = read_manifest(output / "pictures" / BASE / outcome.subject)
     figures = [
-        Figure(path, "pictures of one prompt by the base and each adapter, a column for each noise") for path in prompts
+        Figure(
+            folder / f"{number:02}.webp",
+            f"pictures of “{manifest.prompt_text(number)}”, rows: base and adapters, columns: noise",
+            manifest.prompt_text(number),
+        )
+        for number in range(len(manifest.prompts))
     ]
     return [
         Figures([Figure(folder / "real.webp", f"the drawn {word}", "the pictures that it was learnt from")], 320),
