@@ -189,6 +189,32 @@ def require_possible(method_name: str, options: Options) -> None:
     raise UserError(head + reason)
 
 
+def require_mergeable(path: Path, method_name: str, uses: str) -> None:
+    """Refuse to merge what no single weight equals.
+
+    Args:
+        path: the run.
+        method_name: its method.
+        uses: the commands that use the run as it is.
+
+    Raises:
+        UserError: with the reason and what to do instead.
+    """
+    method = METHODS[method_name]
+    if not method.mergeable:
+        why = "weighs its experts anew for every token" if method.routed else "is more than an added matrix"
+        raise UserError(
+            f"{path} was trained with adapter.method={method.name}, which {why}, so that no single weight equals it: "
+            f"it cannot be merged. Use the run as it is ({uses}), or train moslora or lora"
+        )
+
+
+def require_empty(directory: Path) -> None:
+    """Raise `UserError` if `directory` holds something already."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty; give a new folder")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and is deleted when it does not.

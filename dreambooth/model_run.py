@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from common.adapters import METHODS
 from common.adapters.files import load_adapter, save_adapter
 from common.config import Precision
 from common.errors import UserError
+from common.export import require_empty, require_mergeable
 from common.files import write_json
 from common.recipes import load
-from common.reporting.runs import read_json
+from common.reporting.runs import read_json, require_run_of
 from dreambooth.config import DreamboothRecipe, recipe_problems
 from dreambooth.model_base import TEXT_ENCODERS, Component, SdxlBase, load_model, pipeline_of
 
@@ -46,18 +46,7 @@ def read_recipe(path: Path) -> DreamboothRecipe:
     Raises:
         UserError: it is no run, one of another pipeline, or one that did not finish.
     """
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not the directory of a run: config.yaml is missing")
-    if (path / "results.json").is_file():
-        results = read_json(path / "results.json")
-        task = results.get("task") if isinstance(results, dict) else None
-        if task != "dreambooth":
-            raise UserError(f"{path} is a run of {task}, not of dreambooth; `mosgoat --help` lists what opens it")
-    if not (path / ABOUT_FILE).is_file():
-        raise UserError(
-            f"{path} holds no trained SDXL adapter: {ABOUT_FILE} is missing; either the run did not finish (the "
-            "command that began it goes on with it), or it is one of another pipeline"
-        )
+    require_run_of(path, "dreambooth", ABOUT_FILE)
     return load(path / "config.yaml", DreamboothRecipe, problems=recipe_problems)
 
 
@@ -134,15 +123,8 @@ def save_merged(run_path: str | Path, directory: str | Path) -> None:
         UserError: the run's method routes tokens and cannot be merged, or the run cannot be opened.
     """
     path, directory = Path(run_path), Path(directory)
-    method = METHODS[read_recipe(path).adapter.method]
-    if not method.mergeable:
-        why = "weights its experts anew for every token" if method.routed else "is more than an added matrix"
-        raise UserError(
-            f"{path} was trained with adapter.method={method.name}, which {why}, so that no single weight equals it: "
-            "it cannot be merged. Use the run as it is (mosgoat dreambooth generate), or train moslora or lora"
-        )
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty; give a new folder")
+    require_mergeable(path, read_recipe(path).adapter.method, "mosgoat dreambooth generate")
+    require_empty(directory)
     base = load_run(path)
     for adapted in base.adapters.values():
         adapted.merge_and_unload(safe_merge=True)

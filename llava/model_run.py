@@ -14,12 +14,13 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 
-from common.adapters import METHODS
 from common.adapters.files import load_adapter, save_adapter
 from common.config import Precision
 from common.errors import UserError
+from common.export import require_empty, require_mergeable
 from common.files import write_json
 from common.recipes import load
+from common.reporting.runs import require_run_of
 from llava.config import LlavaRecipe, recipe_problems
 from llava.conversation import Template, stop_ids, template_for
 from llava.model_base import LlavaBase, load_model
@@ -81,17 +82,7 @@ def read_recipe(path: Path) -> LlavaRecipe:
     Raises:
         UserError: it is no run, one of another pipeline, or one that did not finish.
     """
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not the directory of a run: config.yaml is missing")
-    if (path / "results.json").is_file():
-        task = read_json_object(path / "results.json").get("task")
-        if task != "llava":
-            raise UserError(f"{path} is a run of {task}, not of llava; `mosgoat --help` lists what opens it")
-    if not (path / ABOUT_FILE).is_file():
-        raise UserError(
-            f"{path} holds no trained LLaVA model: {ABOUT_FILE} is missing; either the run did not finish (the command "
-            "that began it goes on with it), or it is one of another pipeline"
-        )
+    require_run_of(path, "llava", ABOUT_FILE)
     return load(path / "config.yaml", LlavaRecipe, problems=recipe_problems)
 
 
@@ -111,15 +102,9 @@ def save_merged(run_path: str | Path, directory: str | Path) -> None:
     """
     path, directory = Path(run_path), Path(directory)
     recipe = read_recipe(path)
-    method = METHODS[recipe.adapter.method]
-    if recipe.stage == "finetune" and not method.mergeable:
-        why = "weights its experts anew for every token" if method.routed else "is more than an added matrix"
-        raise UserError(
-            f"{path} was trained with adapter.method={method.name}, which {why}, so that no single weight equals it: "
-            "it cannot be merged. Use the run as it is (mosgoat llava chat, predict), or train moslora or lora"
-        )
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty; give a new folder")
+    if recipe.stage == "finetune":
+        require_mergeable(path, recipe.adapter.method, "mosgoat llava chat, predict")
+    require_empty(directory)
     if recipe.model.quantization != "none":
         note = "merged into the base's original weights, not into those in 4 bit that the adapter was trained on"
         print(f"{path}: {note}; answers can differ a little", file=sys.stderr)

@@ -75,6 +75,31 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def require_run_of(path: Path, task: str, mark: str) -> None:
+    """Refuse a folder that holds no model which the pipeline `task` has trained; cheap, before anything is loaded.
+
+    Args:
+        path: the run directory.
+        task: of the results.
+        mark: name of the file that the pipeline writes when a run is saved.
+
+    Raises:
+        UserError: it is no run, one of another pipeline, or one that did not finish.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not the directory of a run: config.yaml is missing")
+    if (path / "results.json").is_file():
+        results = read_json(path / "results.json")
+        found = results.get("task") if isinstance(results, dict) else None
+        if found != task:
+            raise UserError(f"{path} is a run of {found}, not of {task}; `mosgoat --help` lists what opens it")
+    if not (path / mark).is_file():
+        raise UserError(
+            f"{path} holds no trained model of {task}: {mark} is missing; either the run did not finish (the command "
+            "that began it goes on with it), or it is one of another pipeline"
+        )
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file.
 

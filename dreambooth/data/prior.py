@@ -67,13 +67,14 @@ def class_pictures(
     folder, key = _folder(prior, class_word, cache_dir), "prior.path" if prior.path else "data.cache_dir"
     with writing_is_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        present, _ = read_folder(folder, key, required=False)
+        present, seen = read_folder(folder, key, required=False)
         own = [picture.path.name for picture in present if not _GENERATED.match(picture.path.name)]
         names = [f"prior-{made_with}-{i:05d}.png" for i in range(max(0, prior.pictures - len(own)))]
         sound = {picture.path.name for picture in present}
         missing = [i for i, name in enumerate(names) if name not in sound]
-        for i in missing:
-            (folder / names[i]).unlink(missing_ok=True)  # a damaged one is made anew
+        for name in {name for name, _ in seen.skipped} & set(names):
+            # a damaged one is made anew; what was not there may be another run's by now
+            (folder / name).unlink(missing_ok=True)
         _generate(base, folder, names, missing, prompt, prior, resolution)
     pictures, findings = read_folder(folder, key)
     wanted = {*own, *names}

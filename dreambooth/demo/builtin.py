@@ -52,5 +52,6 @@ def subject_path(name: str = SUBJECTS, cache_dir: str | None = None) -> Path:
         with writing_is_explained(root):
             root.mkdir(parents=True, exist_ok=True)
             with locked(root, "the drawn characters"):
-                draw_characters(root)
+                if not (root / "done").is_file():  # another process may have drawn them meanwhile, and reads them
+                    draw_characters(root)
     return root / "dataset" / character if character else root

@@ -183,7 +183,7 @@ def test_4_bit_run_is_merged_into_the_original_weights_and_says_so(
 @pytest.mark.parametrize("method", ["goat", "molora"])
 def test_routed_run_is_not_merged_and_says_why(tiny_llava: TinyLlava, tmp_path: Path, method: Any) -> None:
     _, path = run_of(method_recipe(parts_of(tiny_llava), method), tmp_path)
-    with pytest.raises(UserError, match=f"adapter.method={method}.*weights its experts anew for every token"):
+    with pytest.raises(UserError, match=f"adapter.method={method}.*weighs its experts anew for every token"):
         save_merged(path, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -100,6 +100,27 @@ def test_a_damaged_picture_is_generated_anew(painter: Painter, draw: Draw) -> No
     assert (len(found.pictures), found.findings.skipped) == (5, [])
 
 
+def test_what_another_run_makes_meanwhile_is_not_taken_away(
+    painter: Painter, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = prior.read_folder
+
+    def then_another_run_is_done(folder: Path, key: str, **options: bool) -> object:
+        found = listing(folder, key, **options)
+        monkeypatch.setattr(prior, "read_folder", listing)
+        made = draw()
+        assert len(made.pictures) == 5
+        made_by_other.update({picture.path: picture.path.stat().st_ino for picture in made.pictures})
+        # from here on this run goes on, and must not remove what the other one is about to train on
+        monkeypatch.setattr(prior, "_generate", lambda *args: None)
+        return found
+
+    made_by_other: dict[Path, int] = {}
+    monkeypatch.setattr(prior, "read_folder", then_another_run_is_done)
+    draw()
+    assert {path: path.stat().st_ino for path in made_by_other} == made_by_other
+
+
 @pytest.mark.parametrize(
     "change", [{"class_word": "toy"}, {"steps": 9}, {"guidance": 2.0}, {"resolution": 32}, {"prompt": "one {class}"}]
 )
