@@ -42,6 +42,8 @@ def writing_is_explained(directory: Path) -> Iterator[None]:
     except Exception as error:
         if not is_write_error(error):
             raise
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file; give the path of a folder") from error
         raise UserError(
             f"{directory} could not be written: {explain_write_error(error, directory)}; mend that and start the same "
             "command again"

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.cache import fingerprint_of, locked
 from common.config import Precision
+from common.devices import usable_device
 from common.errors import UserError
 from common.files import atomic_write
 from common.write_errors import writing_is_explained
@@ -77,7 +78,9 @@ def _by_model(targets: Sequence[Target]) -> list[list[Target]]:
 
 def _make_group(targets: Sequence[Target], options: argparse.Namespace, bar: Any) -> None:
     recipe = targets[0].recipe
-    base = load_model(recipe.model, precision=options.precision or recipe.train.precision, device=_device(options))
+    base = load_model(
+        recipe.model, precision=options.precision or recipe.train.precision, device=usable_device(options.device)
+    )
     for target in targets:
         folder = options.output / target.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +102,7 @@ class _Plan:
 
 
 def _make(base: SdxlBase, target: Target, folder: Path, options: argparse.Namespace, bar: Any) -> None:
-    side = size_for(base, options.size or target.recipe.data.resolution)
+    side = size_for(base, target.recipe.data.resolution if options.size is None else options.size)
     settings = _settings(base, options, side)
     plan = _plan(base, target, folder, options, settings)
     manifest = plan.manifest
@@ -227,13 +230,6 @@ def _png(image: Image.Image) -> bytes:
     content = io.BytesIO()
     image.save(content, "PNG")  # pixels only: a blind study shows these files
     return content.getvalue()
-
-
-def _device(options: argparse.Namespace) -> torch.device:
-    try:
-        return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device={options.device} is no device; give cuda, cuda:N or cpu") from error
 
 
 def _parser() -> argparse.ArgumentParser:

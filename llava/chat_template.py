@@ -18,7 +18,7 @@ from llava.sections import special_tokens
 
 # From a private-use area of Unicode, so that no template treats them in a special way.
 _MARK = "\ue3a7{}\ue3a7"
-_ADVICE = "choose data.template=vicuna_v1, llama3 or internlm2"
+_ADVICE = "choose data.template=vicuna_v1, llama3 or internlm2 (beside --model: --template)"
 
 
 def derive_template(tokenizer: PreTrainedTokenizerBase) -> Template:

@@ -10,6 +10,7 @@ import torch
 import xxhash
 
 from common.config import Precision
+from common.devices import usable_device
 from common.errors import UserError
 from llava.config import ModelConfig, TemplateName
 from llava.data.store import hash_file
@@ -41,7 +42,7 @@ def open_model(options: argparse.Namespace) -> LlavaBase:
     Raises:
         UserError: an option without effect, or a run or model that cannot be opened.
     """
-    device = _device(options.device)
+    device = usable_device(options.device)
     if options.run is not None:
         if options.template is not None:
             raise UserError(f"--template={options.template} has no effect with --run, which has its own")
@@ -63,10 +64,3 @@ def identity(options: argparse.Namespace, base: LlavaBase) -> str:
                 digest.update(file.name.encode())
                 digest.update(hash_file(file).encode())
     return digest.hexdigest()
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device={name} is no device; give cuda, cuda:N or cpu") from error

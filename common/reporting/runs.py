@@ -100,6 +100,24 @@ def require_run_of(path: Path, task: str, mark: str) -> None:
         )
 
 
+def refuse_other_results(folder: Path, task: str) -> None:
+    """Refuse an output folder whose `results.json` another command has written: it would be lost.
+
+    Args:
+        folder: need not exist.
+        task: of the results that are to be written.
+
+    Raises:
+        UserError: the results are those of something else, such as a training run.
+    """
+    file = folder / "results.json"
+    if file.is_file():
+        content = read_json(file)
+        found = content.get("task") if isinstance(content, dict) else None
+        if found != task:
+            raise UserError(f"--output={folder} has a results.json of {found or 'something else'}; give another folder")
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,13 @@ _EXTRA = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "pytho
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and do it; returns the exit status, 1 where pictures were left out."""
     options = _parser().parse_args(list(argv or []))
-    return options.run(options)
+    try:
+        return options.run(options)
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"the database of {options.study} could not be written: {error}; nothing was changed. Mend that and start "
+            "the same command again"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +109,8 @@ def _invite(options: argparse.Namespace) -> int:
     from eval.study.database import open_study
     from eval.study.results import count
 
+    if not options.base_url.startswith(("http://", "https://")):
+        raise UserError(f"--base-url={options.base_url} must begin with http:// or https://, or no rater can follow it")
     study = open_study(options.study)
     if options.pairs is not None and options.raters is None:
         raise UserError(f"--pairs={options.pairs} has an effect only beside --raters")
@@ -114,13 +123,13 @@ def _invite(options: argparse.Namespace) -> int:
     with study.writing() as db:
         if options.raters is not None:
             made = inviting.invite_raters(db, options.raters, options.pairs)
-        elif options.renew:
+        elif options.renew is not None:
             made = [inviting.renew(db, options.renew)]
-        elif options.revoke:
+        elif options.revoke is not None:
             inviting.revoke(db, options.revoke)
         if options.organiser or (options.raters is not None and not inviting.has_organiser(db)):
             made.append(inviting.invite_organiser(db))
-    if options.revoke:
+    if options.revoke is not None:
         print(f"the link of {options.revoke} has ended; the answers stay")
         return 0
     print("Personal links. They are shown only now (the study keeps their hashes); each lets in whoever has it.")

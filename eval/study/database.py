@@ -127,7 +127,8 @@ def open_study(path: Path) -> Study:
             whole = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
     except sqlite3.DatabaseError as error:
         raise UserError(
-            f"{path / DATABASE} cannot be opened ({error}); was it copied whole, with its -wal file?"
+            f"{path / DATABASE} cannot be opened ({error}); is the disk full or read-only, or was it copied without "
+            "its -wal file?"
         ) from None
     if layout != LAYOUT or not whole:
         raise UserError(

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write
+from common.reporting.runs import refuse_other_results
 from common.reporting.tables import Column, Row, Table
+from common.write_errors import writing_is_explained
 from eval.study.results import Comparison, StudyResults
 
+TASK = "study"
 # What no spreadsheet may take for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NOTE = (
@@ -60,7 +63,7 @@ def results_json(results: StudyResults) -> str:
         metrics |= {f"{name}/{key}": entry[key] for key in numbers if entry[key] is not None}
     identity = {"title": results.title, "created_at": results.created_at, "methods": list(results.methods)}
     content = {
-        "task": "study",
+        "task": TASK,
         "metrics": metrics,
         "n": results.votes,
         "seed": 0,
@@ -131,15 +134,21 @@ def _csv(heads: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def write_results(db: sqlite3.Connection, results: StudyResults, folder: Path) -> list[Path]:
-    """Write the files into a folder, each whole or not at all; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {
-        "results.json": results_json(results),
-        "results.csv": results_csv(results),
-        "votes.csv": votes_csv(db),
-    }.items():
-        atomic_write(folder / name, content)
-    plot_results(folder / "results.png", results)
+    """Write the files into a folder, each whole or not at all; returns their paths.
+
+    Raises:
+        UserError: the folder cannot be written, or has the results of something else.
+    """
+    refuse_other_results(folder, TASK)
+    with writing_is_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {
+            "results.json": results_json(results),
+            "results.csv": results_csv(results),
+            "votes.csv": votes_csv(db),
+        }.items():
+            atomic_write(folder / name, content)
+        plot_results(folder / "results.png", results)
     return [folder / name for name in ("results.json", "results.csv", "votes.csv", "results.png", "results.svg")]
 
 

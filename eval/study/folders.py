@@ -93,6 +93,8 @@ def read_set(name: str, folder: Path, prompts: Mapping[str, str]) -> PictureSet:
         _read_manifests(made, folder)
     else:
         _read_plain(made, folder, prompts)
+    if not made.pictures and made.problems:
+        raise UserError(f"--set {name}={folder}: none of its pictures can be taken: {made.problems[0]}")
     if not made.pictures:
         raise UserError(f"--set {name}={folder}: the folder holds no pictures ({', '.join(sorted(ENDINGS))})")
     return made

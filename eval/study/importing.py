@@ -17,6 +17,7 @@ from common.cores import usable_cores
 from common.errors import UserError
 from common.files import fsync_path, fsync_tree
 from common.pictures import DecodeError
+from common.write_errors import writing_is_explained
 from eval.study.database import PICTURES, Study, create_database, now, put_fact
 from eval.study.folders import ItemKey, PictureSet, find_references, read_prompts, read_set
 from eval.study.questions import QUESTIONS
@@ -97,12 +98,27 @@ def import_study(
     _check(path, sets)
     texts = read_prompts(prompts)
     read = [read_set(name, folder, texts) for name, folder in sets]
+    if prompts is not None and all(made.settings for made in read):
+        raise UserError(f"--prompts={prompts} has no effect: the manifests of all sets bring their own; leave it out")
     real = find_references(references, read)
     report = Report(methods=[name for name, _ in sets], left_out=[text for made in read for text in made.problems])
     report.questions = _questions(read, real, report)
     report.notes += _differing_settings(read)
     path = path.absolute()
     temporary = path.with_name(f".{path.name}.importing")
+    with writing_is_explained(path):
+        _make(path, temporary, read, real, report, title)
+    return report
+
+
+def _make(
+    path: Path,
+    temporary: Path,
+    read: Sequence[PictureSet],
+    real: Mapping[str, list[Path]],
+    report: Report,
+    title: str,
+) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / PICTURES).mkdir(parents=True, mode=0o700)
     temporary.chmod(0o700)
@@ -120,7 +136,6 @@ def import_study(
         fsync_path(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return report
 
 
 def _check(path: Path, sets: Sequence[tuple[str, Path]]) -> None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.cache import cache_root
+from common.devices import usable_device
 from common.errors import UserError
 from common.reporting.published import load_published
 from common.reporting.runs import read_json
@@ -52,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load_extractors(options: argparse.Namespace) -> Extractors:
     """The models for the measures that are asked for."""
-    try:
-        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device={options.device} is no device; give cuda, cuda:N or cpu") from error
+    device = usable_device(options.device)
     found = load_clip(options.clip, device) if options.only != "dino" else Extractors()
     return replace(found, dino=load_dino(options.dino, device)) if options.only != "clip" else found
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
+from common.reporting.runs import refuse_other_results
 from eval.vlm.benchmarks import NINE, Benchmark, find_benchmark
 from eval.vlm.evaluation import FOLDER, Job, evaluate
-from eval.vlm.judge import add_judge_options
+from eval.vlm.judge import add_judge_options, require_judged
 from eval.vlm.likelihood import require_options
 from eval.vlm.predict import MAX_NEW_TOKENS
+from eval.vlm.results import TASK
 from llava.model_open import add_model_options
 from llava.model_run import read_recipe
 
@@ -40,10 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", type=Path, help="folder of the tables NAME.tsv; default: $LMUData")
     options = parser.parse_args(list(argv or []))
     names = [name for word in options.benchmarks for name in word.split(",") if name]
-    chosen = NINE if names == ["all"] else names
+    if not names:
+        raise UserError(f"--benchmarks names none; give all, or some of {', '.join(NINE)}")
+    benchmarks = [find_benchmark(name) for name in dict.fromkeys(_named(names))]
+    require_judged(options, benchmarks)
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data-root={options.data_root} is not a folder; give the one that holds NAME.tsv files")
-    return _run(options, [find_benchmark(name) for name in dict.fromkeys(chosen)], options.data_root)
+    return _run(options, benchmarks, options.data_root)
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """`all` stands for the nine, also beside other names."""
+    return [name for word in names for name in (NINE if word == "all" else (word,))]
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -98,6 +108,8 @@ def _job(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Pat
         raise UserError("--model needs --output, the folder for the files")
     if options.run is not None:
         read_recipe(options.run)  # that it is a finished run of llava, before anything takes time
+    output = options.output or options.run / FOLDER
+    refuse_other_results(output, TASK)
     suffix = "" if options.answer == "generate" else f"_{options.answer}"
     for run in options.beside:
         if not (run / FOLDER / f"results{suffix}.json").is_file():
@@ -108,7 +120,7 @@ def _job(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Pat
         options=options,
         benchmarks=benchmarks,
         data=data,
-        output=options.output or options.run / FOLDER,
+        output=output,
         answer=options.answer,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,

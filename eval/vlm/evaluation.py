@@ -24,7 +24,7 @@ from eval.vlm.judge import Judge, judge_of
 from eval.vlm.likelihood import predictions_by_sum, rank
 from eval.vlm.predict import MAX_NEW_TOKENS, predict
 from eval.vlm.results import TASK, beside_paper, category_table, write_radar, write_results, write_summary
-from eval.vlm.scoring import Scores, check_scorable, score
+from eval.vlm.scoring import Scores, check_scorable, main_figure, score
 from eval.vlm.submission import write_submission
 from eval.vlm.table import Table, find_table, read_table
 from llava.model_base import LlavaBase
@@ -105,8 +105,17 @@ def evaluate(job: Job) -> int:
             found[benchmark.name] = processes.on_main(conclude)
     if not processes.is_main():
         return 0  # a judge may take longer than processes wait for each other
-    found |= {name: conclude() for name, conclude in judged}
+    for name, conclude in judged:
+        try:
+            found[name] = conclude()
+        except UserError as error:  # the judge's; what needs none has its score, and the answers are kept
+            problems[name] = str(error)
+    if not found:
+        raise UserError("; ".join(problems.values()))
     summarise(job, found, about)
+    for name, _ in judged:
+        if name in problems:
+            _say(f"not scored: {name}: {problems[name]}")
     return int(bool(problems) or any(content["headline"] is None for content in found.values()))
 
 
@@ -223,6 +232,8 @@ def _conclude(
         print(f"\n{benchmark.name}: not scored: {scores.not_scored}")
     else:
         print(f"\n{render_text(category_table(benchmark, content))}")
+    if by_sum := main_figure(benchmark, content.get("metrics_by_sum", {})):
+        print(f"ranked by the sum instead of the mean per token: {by_sum[0]} {by_sum[1]:.1f}")
     for note in content["notes"]:
         print(f"note: {note}")
     if content.get("cut"):
@@ -258,11 +269,12 @@ def summarise(job: Job, found: Mapping[str, Mapping[str, Any]], about: Mapping[s
     radars: dict[str, dict[str, Any]] = {name: {about["label"]: content} for name, content in found.items()}
     for run in job.beside:
         other = read_json(run / FOLDER / f"results{job.suffix}.json")
-        rows[other["label"]] = other["metrics"]
+        label = other["label"] if other["label"] not in rows else f"{other['label']}, {run}"
+        rows[label] = other["metrics"]
         for name, lines in radars.items():
             file = run / FOLDER / f"{name}{job.suffix}" / "results.json"
             if file.is_file():
-                lines[other["label"]] = read_json(file)
+                lines[label] = read_json(file)
     if job.beside:
         for name, lines in radars.items():
             write_radar(job.output / f"radar_{name}{job.suffix}.png", lines)
@@ -277,7 +289,9 @@ def _measured_before(output: Path, about: Mapping[str, Any]) -> dict[str, dict[s
     return {
         content["benchmark"]: content
         for content in contents
-        if content.get("task") == TASK and all(content.get(key) == about[key] for key in _SAME)
+        if isinstance(content, dict)
+        and content.get("task") == TASK
+        and all(content.get(key) == about[key] for key in _SAME)
     }
 
 

@@ -22,12 +22,14 @@ from common.cache import fingerprint_of
 from common.errors import UserError
 from common.files import append_json_line, read_json_lines
 from common.write_errors import writing_is_explained
+from eval.vlm.benchmarks import Benchmark
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 NO_JUDGE = "no judge"
+WORKERS = 8
 # An answer that cannot be read is asked for again so often; each time hotter, as VLMEvalKit does: at 0 it comes again.
 ATTEMPTS = 5
 _HEAT = 0.5
@@ -151,7 +153,25 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--judge-key-env", default=DEFAULT_KEY_ENV, metavar="NAME", help="environment variable that holds the key"
     )
-    group.add_argument("--judge-workers", type=int, default=8, help="questions put to the judge at once")
+    group.add_argument("--judge-workers", type=int, default=WORKERS, help="questions put to the judge at once")
+
+
+def require_judged(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
+    """Refuse options of a judge that none of the benchmarks asks.
+
+    Raises:
+        UserError: one is given, and would have no effect.
+    """
+    if any(benchmark.family == "judged" for benchmark in benchmarks):
+        return
+    without = {"judge_model": None, "judge_url": None, "judge_key_env": DEFAULT_KEY_ENV, "judge_workers": WORKERS}
+    for key, default in without.items():
+        if getattr(options, key) != default:
+            names = ", ".join(benchmark.name for benchmark in benchmarks)
+            raise UserError(
+                f"--{key.replace('_', '-')} has no effect on {names}: only MathVista_MINI and MMVet ask a judge; leave "
+                "it out"
+            )
 
 
 def judge_of(options: argparse.Namespace, folder: Path) -> Judge | None:
@@ -180,7 +200,12 @@ def judge_of(options: argparse.Namespace, folder: Path) -> Judge | None:
 
 
 def open_judge(
-    model: str, url: str | None, cache: Path, key_env: str = DEFAULT_KEY_ENV, workers: int = 8, timeout: float = 120.0
+    model: str,
+    url: str | None,
+    cache: Path,
+    key_env: str = DEFAULT_KEY_ENV,
+    workers: int = WORKERS,
+    timeout: float = 120.0,
 ) -> Judge:
     """Open a judge and ask it for one word.
 

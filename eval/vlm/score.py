@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import absolute
+from common.reporting.runs import refuse_other_results
 from common.reporting.tables import render_text
 from eval.vlm.benchmarks import find_benchmark
-from eval.vlm.judge import add_judge_options, judge_of
+from eval.vlm.judge import add_judge_options, judge_of, require_judged
 from eval.vlm.question import Index
-from eval.vlm.results import category_table, write_results
+from eval.vlm.results import TASK, category_table, write_results
 from eval.vlm.scoring import score
 from eval.vlm.scoring.scores import named
 from eval.vlm.table import Table, find_table, read_table
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark = find_benchmark(options.benchmark)
     if options.output.exists() and not options.output.is_dir():
         raise UserError(f"--output={options.output} is a file; give the path of a folder")
+    refuse_other_results(options.output, TASK)
+    require_judged(options, [benchmark])
     if not options.predictions.is_file():
         raise UserError(f"--predictions={options.predictions}: there is no such file")
     table = read_table(find_table(benchmark.name, options.data), benchmark, need_pictures=False)
@@ -128,7 +131,7 @@ class _Lines:
             return
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             self.broken["not JSON"].append(number)
             return
         text = _text(value)
@@ -156,7 +159,8 @@ class _Lines:
 def _text(value: Any) -> str | None:
     prediction = value.get("prediction") if isinstance(value, dict) else None
     if isinstance(prediction, str):
-        return prediction
+        # An answer that was cut within an emoji ends with half a surrogate pair, which no file can hold.
+        return prediction.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(prediction, (int, float)) and not isinstance(prediction, bool):
         return str(prediction)
     return None

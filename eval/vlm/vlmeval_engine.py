@@ -102,12 +102,12 @@ def run_vlmeval(job: Job, root: Path | None) -> int:
     for benchmark, table in tables:
         try:
             outcome = ask(kit, job, benchmark, table)
+            scores = scores_of(job, benchmark, table, outcome, judge)
         except UserError as error:
             problems[benchmark.name] = str(error)
             _say(f"not evaluated: {benchmark.name}: {error}")
             continue
         about = _about(job, outcome.model)
-        scores = scores_of(job, benchmark, table, outcome, judge)
         more = {**about, "questions": len(table.questions), "vlmeval": {"root": str(kit), "metrics": outcome.figures}}
         if judge is not None and benchmark.family == "judged":
             more["judge"] = judge.description

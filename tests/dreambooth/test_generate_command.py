@@ -191,7 +191,7 @@ def test_killed_and_started_again_it_makes_the_same_pictures(words: list[str], t
     folder = tmp_path / "out" / "lora" / "duck"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         begin = time.monotonic()
-        while not list(folder.glob("*.png")) and time.monotonic() - begin < 120:
+        while not list(folder.glob("*.png")) and time.monotonic() - begin < 300:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
     there = len(list(folder.glob("*.png")))
@@ -262,7 +262,10 @@ def test_runs_whose_photographs_are_gone_still_generate(
         (["--seeds", "-1"], "--seeds -1 must be from 0"),
         (["--batch-size", "0"], "--batch-size=0 must be from 1"),
         (["--size", "13"], "size=13 is not a multiple of 8"),
+        (["--size", "0"], "size=0 is not a multiple of 8"),
         (["--device", "toaster"], "--device=toaster is no device"),
+        (["--device", "cuda:99"], "--device=cuda:99 cannot be used on this machine"),
+        (["--output", __file__], r"test_generate_command\.py is a file; give the path of a folder"),
         (["--subjects", "cow"], "--subjects cow: no run teaches that; the runs teach duck"),
         (["--run", "nothing"], "there is no folder nothing"),
         (["--prompts", "nothing.txt"], r"--prompts=nothing\.txt cannot be read"),

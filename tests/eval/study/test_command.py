@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,69 @@ def test_neither_torch_nor_the_web_server_is_loaded_for_the_rest(tmp_path: Path)
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert mosgoat(["eval", "study", "import", "--study", str(tmp_path / "file" / "s"), *sets]) == 2
+    assert "could not be written: [Errno 20] Not a directory" in capsys.readouterr().err
+    study = str(tmp_path / "study")
+    main(["import", "--study", study, *sets])
+    assert mosgoat(["eval", "study", "results", "--study", study, "--output", str(tmp_path / "file")]) == 2
+    assert "is a file; give the path of a folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("eval.study.importing.create_database", full)
+    assert mosgoat(["eval", "study", "import", "--study", str(tmp_path / "study"), *sets]) == 2
+    assert "database or disk is full; nothing was changed" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if "study" in path.name]
+
+
+def test_results_of_a_run_are_not_overwritten(
+    tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, run = str(tmp_path / "study"), tmp_path / "run"
+    main(["import", "--study", study, *sets])
+    run.mkdir()
+    (run / "results.json").write_text('{"task": "dreambooth", "metrics": {}}')
+    assert mosgoat(["eval", "study", "results", "--study", study, "--output", str(run)]) == 2
+    assert "results.json of dreambooth" in capsys.readouterr().err
+    assert json.loads((run / "results.json").read_text())["task"] == "dreambooth"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["invite", "--raters", "1", "--base-url", "study.example.org"], "must begin with http:// or https://"),
+        (["invite", "--renew", ""], "nobody in this study is called ''"),
+        (["invite", "--revoke", ""], "nobody in this study is called ''"),
+        (["serve", "--port", "99999"], "--port=99999 must be between 0 and 65535"),
+    ],
+)
+def test_what_would_do_nothing_or_something_else_is_refused(
+    tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    study = str(tmp_path / "study")
+    main(["import", "--study", study, *sets])
+    assert mosgoat(["eval", "study", words[0], "--study", study, *words[1:]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_prompts_that_fit_nothing_are_told(tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file, plain = tmp_path / "p.csv", tmp_path / "plain" / "dog"
+    file.write_text("picture,prompt\ncat/1,a cat\n")
+    words = ["eval", "study", "import", "--study", str(tmp_path / "study"), "--prompts", str(file)]
+    assert mosgoat([*words, *sets]) == 2
+    assert "has no effect: the manifests of all sets bring their own" in capsys.readouterr().err
+    plain.mkdir(parents=True)
+    (plain / "1.png").write_bytes(b"never opened")
+    assert mosgoat([*words, "--set", f"A={plain.parent}", "--set", f"B={plain.parent}"]) == 2
+    assert "it has no line in the file of prompts" in capsys.readouterr().err

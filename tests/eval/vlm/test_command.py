@@ -224,6 +224,7 @@ def test_likelihood_and_generated_scores_never_meet(
     assert read(tmp_path / "o" / "results.json")["metrics"]["MMBench_DEV_EN"] == 100.0
     assert read(tmp_path / "o" / "results_likelihood.json")["answer"] == "likelihood"
     out = capsys.readouterr().out
+    assert "ranked by the sum instead of the mean per token: dev overall" in out
     assert "6 questions, options ranked by likelihood" in out
     assert "not comparable with generated answers" in out
 
@@ -275,9 +276,59 @@ def test_a_judge_that_does_not_answer_is_named_before_the_model_is_loaded(
             main(given)
 
 
+def test_a_judge_that_fails_in_the_middle_costs_only_what_it_judges(
+    folder: Path,
+    tmp_path: Path,
+    answers: Callable[[Say], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STUB_KEY", KEY)
+    answers(lambda question: question.answer)
+    reply = lambda prompt, temperature: "ready" if "ready" in prompt else (403, {"error": {"message": "no quota"}})  # noqa: E731
+    with stub_judge(reply) as judge:
+        words = ["--judge-model", JUDGE, "--judge-url", judge.url, "--judge-key-env", "STUB_KEY"]
+        given = [*MODEL, "--data-root", str(folder), "--output", str(tmp_path / "o"), "--benchmarks", "MMVet", "MME"]
+        assert main([*given, *words]) == 1
+    assert read(tmp_path / "o" / "results.json")["metrics"] == {"MME": 100.0, "average": None}
+    assert (tmp_path / "o" / "MMVet" / "predictions.jsonl").is_file()
+    assert "not scored: MMVet: the judge" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_two_runs_of_one_name_both_have_their_row(
+    mmbench: Path, tmp_path: Path, answers: Callable[[Say], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(lambda question: "A")
+    other = tmp_path / "other"
+    words = [*MODEL, "--data", str(mmbench)]
+    assert main_mmbench([*words, "--output", str(other / "eval_vlm")]) == 0
+    capsys.readouterr()
+    assert main_mmbench([*words, "--output", str(tmp_path / "o"), "--beside", str(other)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("builtin:drawn-llava") == 2
+    assert f"builtin:drawn-llava, {other}" in out
+
+
+def test_all_may_stand_beside_other_names(tmp_path: Path, folder: Path, no_model: None) -> None:
+    with pytest.raises(UserError, match="there is no table of") as told:
+        main([*MODEL, "--output", str(tmp_path), "--data-root", str(tmp_path), "--benchmarks", "all", "ScienceQA_VAL"])
+    assert str(told.value).count("there is no table of") == 10
+
+
+def test_results_of_something_else_are_never_overwritten(folder: Path, tmp_path: Path, no_model: None) -> None:
+    kept = tmp_path / "run" / "results.json"
+    kept.parent.mkdir()
+    kept.write_text('{"task": "llava", "metrics": {}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"has a results\.json of llava; give another folder"):
+        main([*MODEL, "--data-root", str(folder), "--output", str(kept.parent)])
+    assert read(kept)["task"] == "llava"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--benchmarks", ","], "--benchmarks names none"),
+        (["--benchmarks", "MME", "--judge-model", "x"], "--judge-model has no effect on MME"),
         (["--benchmarks", "MMBench_DEV_FR"], "there is no benchmark 'MMBench_DEV_FR'"),
         (["--benchmarks", "all", "--answer", "likelihood"], "likelihood ranks given options, and TextVQA_VAL"),
         (["--batch-size", "0"], "--batch-size=0 must be at least 1"),

@@ -227,3 +227,40 @@ def test_two_predictions_for_one_row_are_an_error(tmp_path: Path, table: Table) 
     path.write_text('{"index": 0, "prediction": "A"}\n{"index": "0", "prediction": "B"}\n')
     with pytest.raises(UserError, match="different predictions for 1 rows: index 0"):
         read_predictions(path, table, allow_incomplete=True)
+
+
+def test_text_that_no_file_can_hold_is_scored_like_any_other(tmp_path: Path) -> None:
+    rows = tables.choice_rows(2)
+    tables.write_tsv(tmp_path / "t.tsv", rows)
+    lines = [{"index": row["index"], "prediction": f"{row['answer']} \ud83d"} for row in rows]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert mosgoat(command(tmp_path, "SEEDBench_IMG")) == 0
+    assert results(tmp_path)["metrics"]["overall"] == 100.0
+    assert "\N{REPLACEMENT CHARACTER}" in (tmp_path / "out" / "rows.csv").read_text(encoding="utf-8")
+
+
+def test_endless_numbers_and_endless_brackets_are_told_in_a_line(
+    tmp_path: Path, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep, long = "[" * 100_000, "1" * 5000
+    (tmp_path / "p.jsonl").write_text(f'{{"index": 0, "prediction": {deep}\n')
+    with pytest.raises(UserError, match="not JSON: line 1"):
+        read_predictions(tmp_path / "p.jsonl", table)
+    (tmp_path / "p.jsonl").write_text(f'{{"index": "{long}", "prediction": "A"}}\n')
+    assert "rows that the table lacks: 1" in read_predictions(tmp_path / "p.jsonl", table).notes[0]
+
+
+@pytest.mark.parametrize("words", [["--judge-model", "x"], ["--judge-url", "http://x"], ["--judge-workers", "3"]])
+def test_a_judge_whom_nobody_asks_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert mosgoat([*command(tmp_path, "MME"), *words]) == 2
+    assert f"{words[0]} has no effect on MME" in capsys.readouterr().err
+
+
+def test_the_results_of_a_run_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text('{"task": "llava", "metrics": {}}')
+    assert mosgoat(command(tmp_path, "MME")) == 2
+    assert "results.json of llava" in capsys.readouterr().err
+    assert results(tmp_path)["task"] == "llava"
