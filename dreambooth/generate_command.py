@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import xxhash
 from PIL import Image
 from tqdm import tqdm

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-import torch
 import xxhash
 
 from common.config import Precision

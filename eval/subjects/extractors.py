@@ -10,6 +10,7 @@ N: pictures or texts. D: width of the features.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -166,6 +167,9 @@ def _explained(kind: Any, name: str, key: str, **options: Any) -> Any:
     library_logging.disable_progress_bar()
     library_logging.set_verbosity_error()  # it reports DINO's missing pooler; what matters is an error below
     try:
+        with contextlib.suppress(Exception):  # whatever the Hub says below is the better message
+            # first the cache alone: without a network the library would ask the Hub only after long retries
+            return kind.from_pretrained(name, trust_remote_code=False, local_files_only=True, **options)
         return kind.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         reason = " ".join(str(error).split())

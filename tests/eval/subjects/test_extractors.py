@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPModel, ViTModel
+from transformers import AutoModel, AutoTokenizer, CLIPModel, ViTModel
 
 from common.errors import UserError
+from eval.subjects import extractors
 from eval.subjects.extractors import IMAGENET, OPENAI, load_clip, load_dino, to_pixels
 from tests.eval.subjects.tiny import SIDE, draw, tiny_clip, tiny_dino
 
@@ -31,6 +32,20 @@ def test_dino_is_the_class_token_of_the_middle_in_imagenets_colours(dino: Path, 
         expected = model(torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32)).last_hidden_state[0, 0]
     found = load_dino(str(dino)).features([picture])
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)  # float32, normalised in another order
+
+
+def test_what_is_in_the_cache_is_opened_without_asking_the_hub(dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Watching:
+        @staticmethod
+        def from_pretrained(name: str, **options: Any) -> Any:
+            asked.append(options["local_files_only"])
+            return AutoModel.from_pretrained(name, **options)
+
+    monkeypatch.setattr(extractors, "AutoModel", Watching)
+    load_dino(str(dino))
+    assert asked == [True]
 
 
 def test_clip_gives_the_projected_features_of_pictures_and_texts(clip: Path, picture: Image.Image) -> None:
