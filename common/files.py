@@ -59,8 +59,11 @@ def write_json(path: Path, value: Any) -> None:
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file with a single write, so that a crash can only cut the last line."""
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a line that was cut must not take this one with it
         if os.write(handle, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:

@@ -93,3 +93,13 @@ def test_rotation_keeps_the_newest_whole_checkpoints(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.whole_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
     checkpoints.rotate(tmp_path, keep=0)
     assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "step-00000003"
+
+
+def test_a_line_behind_one_that_was_cut_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    append_json_line(file, {"n": 1})
+    with file.open("a") as opened:
+        opened.write('{"n": 2, "cu')
+    append_json_line(file, {"n": 3})
+    assert read_json_lines(file) == [{"n": 1}, {"n": 3}]
+    assert file.read_bytes().endswith(b'"cu\n{"n": 3}\n')
