@@ -62,7 +62,7 @@ def test_workers_do_not_outlive_a_killed_demo(tmp_path: Path):
 @pytest.mark.slow
 def test_an_interrupted_demo_saves_its_runs_and_ends(tmp_path: Path):
     output = tmp_path / "demo"
-    words = "vit demo --seeds 1 --methods lora,goat --jobs 2 --only runs".split() + ["--output", str(output)]
+    words = [*"vit demo --seeds 1 --methods lora,goat --jobs 2 --only runs".split(), "--output", str(output)]
     with (tmp_path / "log").open("w+") as log:
         demo = subprocess.Popen(
             [sys.executable, "-m", "common.cli", *words],
