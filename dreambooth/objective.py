@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.training.order import IGNORED_LABEL
 from dreambooth.config import LossConfig, PredictionType
 from dreambooth.model import TEXT_ENCODERS, SdxlBase, encode_ids
-
-IGNORED = -100  # a label that is not counted, PyTorch's default
 
 
 class DenoisingObjective(nn.Module):
@@ -87,7 +86,7 @@ class DenoisingObjective(nn.Module):
         ).sample.float()
         losses = (predicted - target).square().flatten(1).mean(dim=1)  # (R,)
         losses = losses * self._timestep_weights(timesteps)
-        counted = (labels != IGNORED).float()  # (B,)
+        counted = (labels != IGNORED_LABEL).float()  # (B,)
         count = counted.sum().clamp(min=1)
         subject, prior = losses[: len(labels)], losses[len(labels) :]
         total = (subject * counted).sum()

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters import set_token_mask
+from common.training.order import IGNORED_LABEL
 from llava.model import LlavaBase
-
-IGNORED = -100  # a label that is not counted, PyTorch's default
 
 
 class LlavaObjective(nn.Module):
@@ -66,11 +65,11 @@ class LlavaObjective(nn.Module):
         """
         hidden, unused = self._hidden(input_ids, attention_mask, position_ids, pixel_values)
         targets = labels[:, 1:]
-        supervised = targets != IGNORED
+        supervised = targets != IGNORED_LABEL
         # a label in the first column has no position before it that could predict it
         logits = self._base.llava().lm_head(hidden[:, :-1][supervised]).float()  # (N, V)
         targets = targets[supervised]  # (N,)
-        count = (labels != IGNORED).sum().clamp(min=1)
+        count = (labels != IGNORED_LABEL).sum().clamp(min=1)
         total = F.cross_entropy(logits, targets, reduction="sum") + unused
         right = (logits.detach().argmax(dim=-1) == targets).sum()
         return {

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.training.order import IGNORED_LABEL
 from vit_classify.model import VitClassifier
-
-IGNORED = -100  # a label that is not counted, PyTorch's default
 
 
 class ClassificationObjective(nn.Module):
@@ -45,9 +44,9 @@ class ClassificationObjective(nn.Module):
         with torch.no_grad():
             pixel_values = self.transform(batch)
         logits = self.classifier(pixel_values)  # (B, C) float32
-        supervised = labels != IGNORED
+        supervised = labels != IGNORED_LABEL
         count = supervised.sum().clamp(min=1)
-        total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
         right = ((logits.detach().argmax(dim=-1) == labels) & supervised).sum()
         return {
             "loss": total / (count if num_items_in_batch is None else num_items_in_batch),

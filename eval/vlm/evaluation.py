@@ -167,11 +167,19 @@ def _own_device(options: argparse.Namespace) -> None:
         options.device = str(PartialState().device)
 
 
+def names_of(job: Job) -> dict[str, Any]:
+    """What is measured: `run` and `model` as they were given, and the `label` of its row."""
+    run, model = job.options.run, job.options.model
+    return {
+        "run": None if run is None else str(run),
+        "model": model,
+        "label": label_of(run) if run is not None else Path(model).name,
+    }
+
+
 def _about(job: Job, base: LlavaBase) -> dict[str, Any]:
     """What every results.json says about the model."""
-    run = job.options.run
-    about: dict[str, Any] = {"run": None if run is None else str(run), "model": job.options.model}
-    about["label"] = label_of(run) if run is not None else Path(job.options.model).name
+    run, about = job.options.run, names_of(job)
     if run is not None and (run / "results.json").is_file():
         trained = read_json(run / "results.json")
         about |= {key: trained[key] for key in ("method", "config_hash", "seed") if key in trained}

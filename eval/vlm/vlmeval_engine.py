@@ -23,7 +23,7 @@ from common.reporting.runs import read_json
 from common.reporting.tables import render_text
 from common.write_errors import writing_is_explained
 from eval.vlm.benchmarks import Benchmark
-from eval.vlm.evaluation import Job, label_of, open_tables, summarise
+from eval.vlm.evaluation import Job, names_of, open_tables, summarise
 from eval.vlm.judge import Judge, judge_of
 from eval.vlm.predict import MAX_NEW_TOKENS
 from eval.vlm.question import Index
@@ -209,10 +209,9 @@ def _is_evaluated(benchmark: Benchmark, table: Table) -> bool:
 
 
 def _about(job: Job, model: Mapping[str, str]) -> dict[str, Any]:
-    run = job.options.run
-    label = f"{label_of(run) if run is not None else Path(job.options.model).name}, VLMEvalKit"
-    named = {"run": None if run is None else str(run), "model": job.options.model, "label": label}
-    return {**named, **model, "engine": "vlmeval", "answer": job.answer}
+    names = names_of(job)
+    names["label"] = f"{names['label']}, VLMEvalKit"
+    return {**names, **model, "engine": "vlmeval", "answer": job.answer}
 
 
 def _environment() -> dict[str, str]:

@@ -60,6 +60,13 @@ def kill_after_first_checkpoint(run: Path, *words: str) -> None:
     assert not (run / "results.json").exists(), "it was to be killed before its end"
 
 
+def assert_resumed_exactly(run: Path, whole: Path, step: int) -> None:
+    """The killed run went on from `step` or later, with the losses of the one never interrupted, to the bit."""
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    assert environment["resumed"][0]["step"] >= step, environment["resumed"]
+    assert losses(run) == losses(whole)
+
+
 def results(run: Path) -> dict[str, Any]:
     """The `results.json` of a run."""
     return json.loads((run / "results.json").read_text(encoding="utf-8"))
