@@ -252,7 +252,6 @@ def pretrain(output: Path, work: Path, *, pictures: int, vae_steps: int, steps: 
     torch.manual_seed(seed)
     pipe = make_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    begin = time.time()
     log: Log = [
         {"module": name, "parameters": sum(p.numel() for p in getattr(pipe, name).parameters()), "seed": seed}
         for name in ("vae", "unet", "text_encoder", "text_encoder_2")
@@ -262,7 +261,7 @@ def pretrain(output: Path, work: Path, *, pictures: int, vae_steps: int, steps: 
         log += train_vae(pipe, stock, work, vae_steps, seed)
         log += train_unet(pipe, stock, work, steps, seed)
     write_base(pipe, output)
-    log.append({"pictures": pictures, "batch": BATCH, "seconds": round(time.time() - begin)})
+    log.append({"pictures": pictures, "batch": BATCH})
     atomic_write(output / LOG, "".join(json.dumps(line) + "\n" for line in log))
 
 

@@ -13,8 +13,8 @@ from dreambooth.demo import run
 from dreambooth.demo.characters import CHARACTERS
 from dreambooth.demo.scenes import BACKGROUNDS
 
-# Least gain of one run; half of the smallest that three seeds of LoRA and MoSLoRA have shown (0.30).
-LEAST_GAIN = 0.15
+# Least gain of one run; half of the smallest that three seeds of LoRA and MoSLoRA have shown (0.87).
+LEAST_GAIN = 0.43
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_the_demo_makes_the_base_draw_the_character(
     assert before["adapter"] == "base"
     assert found["gains"]["moslora"] == pytest.approx(after["similarity"] - before["similarity"])
     assert found["gains"]["moslora"] > LEAST_GAIN
-    assert after["figure"] >= 0.6, "it is still a cat"
-    assert after["background"] >= 0.5, "and still where the prompt puts it"
+    assert after["figure"] >= 0.8, "it is still a cat"
+    assert after["background"] >= 0.8, "and still where the prompt puts it"
     assert len(after["shown"]) == run.NOISE * len(BACKGROUNDS)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/webp") == 1 + len(BACKGROUNDS)  # the real pictures, and a sheet for each prompt
