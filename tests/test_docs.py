@@ -1,5 +1,6 @@
 """What the documents tell a reader to type or to open exists: commands, options, recipes, links, paths, figures."""
 
+import argparse
 import ast
 import json
 import re
@@ -7,11 +8,12 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common import recipes
-from common.cli import COMMANDS, find_command
+from common.cli import COMMANDS, find_command, load_command
 from common.config import OPTIONS
 from common.errors import UserError
 from dreambooth.command_line import expand
@@ -30,6 +32,7 @@ PAGES = [
     ROOT / "vit_classify/demo/README.md",
     ROOT / "benchmarks/RESULTS.md",
 ]
+SCRIPTS = sorted((ROOT / "docs/slurm").glob("*.sbatch"))
 RECIPES = sorted(ROOT.glob("*/recipes/*.yaml"))
 KEYS = dict(recipes.leaves(VitRecipe))
 LLAVA_KEYS = dict(recipes.leaves(LlavaRecipe))
@@ -56,6 +59,8 @@ SHARED_OPTIONS = {
     "eval score": ["eval/vlm/judge.py"],
     "dreambooth generate": ["dreambooth/generate_command.py"],
 }
+# Programs of others that a page may tell a reader to run; anything else in a bash block has to be one that is checked.
+OTHERS = {"caddy", "curl", "export", "git", "hf", "mypy", "pip", "ruff", "source", "ssh", "unzip"}
 FOLDERS = "common|vit_classify|eval|benchmarks|docs|tests|llava|dreambooth"
 NAMED_PATH = re.compile(rf"(?<![\w/.-])(?:(?:{FOLDERS})/[\w./*-]*\w/?|\.ci/run|\w+\.(?:toml|txt)\b)")
 NAMED_KEY = re.compile(
@@ -88,13 +93,21 @@ def inline_code(text: str) -> list[str]:
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
 
 
-def commands_of(path: Path) -> list[list[str]]:
-    """Every command line in a page (blocks and inline code) or in a recipe's comments."""
+def commands_of(path: Path) -> list[tuple[list[str], bool]]:
+    """The words of every command in a page, a script or a recipe, and whether it is a whole one and not a mention.
+
+    Whole are those of a page's bash blocks, and those behind `Command:` in a comment.
+    """
     text = read(path)
+    if path.suffix == ".sbatch":
+        return [(line.split(), True) for line in re.findall(r"^# .*?(sbatch .*\.sbatch .*)$", text, flags=re.MULTILINE)]
     if path.suffix == ".yaml":
-        lines = [words.split() for words in re.findall(r"^# Command: +(.*)$", text, flags=re.MULTILINE)]
-        return lines + [code.split() for code in inline_code(text.replace("\n#", "\n")) if " " in code]
-    return [*shell_lines(text), *(shlex.split(code) for code in inline_code(text) if re.match(r"\w+ ", code))]
+        whole = [words.split() for words in re.findall(r"^# Command: +(.*)$", text, flags=re.MULTILINE)]
+        mentions = [code.split() for code in inline_code(text.replace("\n#", "\n")) if " " in code]
+    else:
+        whole = list(shell_lines(text))
+        mentions = [shlex.split(code) for code in inline_code(text) if re.match(r"\w+ ", code)]
+    return [*((words, True) for words in whole), *((words, False) for words in mentions)]
 
 
 def own_options(file: Path) -> set[str]:
@@ -105,14 +118,24 @@ def own_options(file: Path) -> set[str]:
     return {str(word).removeprefix("--") for word in words}
 
 
-def check(words: list[str]) -> None:
-    """Raise if a command line names what is not there; commands of other projects are passed over."""
+def check(words: list[str], whole: bool = False) -> None:
+    """Raise if a command line names what is not there; of other projects' commands only the name is looked at.
+
+    Args:
+        words: of the command.
+        whole: whether it is a whole command, which its own parser has to take, and not a mention of one.
+    """
     program, rest = words[0], [word for word in words[1:] if word != "..."]
-    if program in ("torchrun", "accelerate") and "common.cli" in rest:
+    if program == "sbatch":
+        at = next(at for at, word in enumerate(rest) if word.endswith(".sbatch"))
+        assert ROOT / rest[at] in SCRIPTS, words
+        assert "--output" in rest[at + 1 :], words
+        check_mosgoat(rest[at + 1 :], whole)
+    elif program in ("torchrun", "accelerate") and "common.cli" in rest:
         assert program != "torchrun" or words[words.index("-m") :][:3] == ["-m", "--", "common.cli"], words
-        check_mosgoat(rest[rest.index("common.cli") + 1 :])
+        check_mosgoat(rest[rest.index("common.cli") + 1 :], whole)
     elif program == "mosgoat":
-        check_mosgoat(rest)
+        check_mosgoat(rest, whole)
     elif program == "make":
         check_make(rest)
     elif program == "python" and rest[0] == "-m":
@@ -121,9 +144,36 @@ def check(words: list[str]) -> None:
         check_script(Path(rest[0]), rest[1:])
     elif program == "pytest":
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests")), words
+    else:
+        assert not whole or program in OTHERS, words
 
 
-def check_mosgoat(words: list[str]) -> None:
+class Parsed(Exception):
+    """A command's own parser has taken a command line."""
+
+
+def parse_only(name: str, words: list[str]) -> None:
+    """Hand a command line to the command's own parser, and run nothing behind it."""
+
+    def stopping(original: Any) -> Any:
+        def parse(self: argparse.ArgumentParser, *args: Any, **settings: Any) -> None:
+            original(self, *args, **settings)
+            raise Parsed
+
+        return parse
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+        try:
+            load_command(name)(words)
+        except Parsed:
+            return
+        except SystemExit as error:
+            raise AssertionError(f"mosgoat {name} {shlex.join(words)}: its parser ends with status {error}") from None
+    raise AssertionError(f"mosgoat {name} has parsed nothing")
+
+
+def check_mosgoat(words: list[str], whole: bool = False) -> None:
     groups = {name.split()[0] for name in COMMANDS}
     if words in (["--help"], *([group] for group in groups)):
         return
@@ -139,6 +189,8 @@ def check_mosgoat(words: list[str]) -> None:
             given = rest.pop(at := rest.index(option) + 1)
             rest.pop(at - 1)
             assert known is None or set(given.split(",")) <= known, given
+    if whole and name not in RECIPE_OPTIONS and "--help" not in rest:
+        parse_only(name, rest)
     rest = [word for word in rest if word not in ("--verify", "--print_config")]
     if "--help" in rest or any(map(PLACEHOLDER.search, rest)):
         return
@@ -164,11 +216,11 @@ def check_script(file: Path, words: list[str]) -> None:
     assert unknown <= {f"--{option}" for option in own_options(ROOT / file)}, (file, unknown)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES, *SCRIPTS], ids=name_of)
 def test_every_command_in_the_documents_exists_with_its_options(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for words in commands_of(page):
-        check(words)
+    for words, whole in commands_of(page):
+        check(words, whole)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +248,15 @@ def test_every_command_in_the_documents_exists_with_its_options(page: Path, monk
         "torchrun --nproc-per-node 4 -m -- common.cli vit train --seeds 3",
         "python -m vit_classify.demo.darw --output x",
         "python benchmarks/vit.py --imagse x",
+        "mosgoat params --model llama-3-8b --method lora --memory --gpus four",
+        "mosgoat params --model llama-3-8b --method lora stray",
+        "mosgoat export --run x --to loar --output y",
+        "mosgoat eval score --benchmark MME --predictions x",
+        "sbatch docs/slurm/trian.sbatch vit train --output x",
+        "sbatch docs/slurm/train.sbatch vit train --config vit_classify/recipes/goat.yaml",
+        "sbatch docs/slurm/train.sbatch vit trian --output x",
+        "accelerate launch -m common.cli vit trian",
+        "mosgaot vit train",
         "make dmeo",
         "make test PYTHONS=python3.12",
         "pytest tests/comon",
@@ -203,8 +264,8 @@ def test_every_command_in_the_documents_exists_with_its_options(page: Path, monk
 )
 def test_a_wrong_command_would_be_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises((AssertionError, UserError)):
-        check(shlex.split(line))
+    with pytest.raises((AssertionError, UserError, StopIteration)):
+        check(shlex.split(line), whole=True)
 
 
 def test_the_documents_show_every_command() -> None:
@@ -214,11 +275,22 @@ def test_the_documents_show_every_command() -> None:
         assert f"mosgoat {name}" in told or (name.split()[0] in groups and f"`{name.split()[1]}`" in told), name
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind `#`: the headings, as GitHub writes them there."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", read(page), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
-        if not target.startswith(("http://", "https://", "#")):
-            assert (page.parent / target.split("#")[0]).is_file(), target
+        if not target.startswith(("http://", "https://")):
+            name, _, anchor = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.is_file(), target
+            assert not anchor or anchor in anchors(file), target
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=name_of)
@@ -283,7 +355,10 @@ def spoken_texts() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", ["docs/vit_classify.md", "docs/llava.md", "docs/dreambooth.md", "docs/evaluation.md"])
+MESSAGES = ("docs/vit_classify.md", "docs/llava.md", "docs/dreambooth.md", "docs/evaluation.md", "docs/scaling.md")
+
+
+@pytest.mark.parametrize("page", MESSAGES)
 def test_messages_in_the_documents_are_said_by_the_code(page: str) -> None:
     table = read(ROOT / page).split("## Messages and what to do")[1].split("##")[0]
     messages = re.findall(r"^\| `([^|]+)` \|", table, flags=re.MULTILINE)
@@ -296,3 +371,29 @@ def test_messages_in_the_documents_are_said_by_the_code(page: str) -> None:
             piece = piece.strip(" :;,")
             assert any(piece in text for text in texts), (message, piece)
     assert len(messages) >= 8
+
+
+PIPELINES = {"vit_classify": KEYS, "llava": LLAVA_KEYS, "dreambooth": DREAMBOOTH_KEYS}
+# Explained once, with the methods in docs/adapters.md, and not in the page of each pipeline.
+OF_SINGLE_METHODS = {f"adapter.{key}" for key in frozenset.union(*OPTIONS.values())} - {
+    "adapter.alpha",
+    "adapter.dropout",
+    "adapter.target_modules",
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_key_of_a_recipe_is_explained_in_its_page(pipeline: str) -> None:
+    shared = set.intersection(*map(set, PIPELINES.values())) - DATA_KEYS
+    words = {
+        page: set(re.findall(r"[\w.]+", " ".join(inline_code(read(ROOT / f"docs/{page}.md")))))
+        for page in (pipeline, "training")
+    }
+    own = set(PIPELINES[pipeline]) - OF_SINGLE_METHODS
+    assert sorted(key for key in own - shared if key not in words[pipeline]) == []
+    assert sorted(key for key in own & shared if key not in words[pipeline] | words["training"]) == []
+
+
+def test_every_setting_of_a_single_method_is_explained_with_the_methods() -> None:
+    words = set(re.findall(r"\w+", " ".join(inline_code(read(ROOT / "docs/adapters.md")))))
+    assert sorted(key for key in OF_SINGLE_METHODS if key.removeprefix("adapter.") not in words) == []

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from common.adapters import METHODS, ParameterCount, attach
-from common.config import AdapterConfig, did_you_mean
+from common.config import AdapterConfig
 from common.counting.flops import Flops, matched, model_flops
 from common.counting.models import Architecture, PaperTotal, linear_layers
 from common.errors import UserError
+from common.words import did_you_mean
 
 ADAMW_BYTES = 8  # of state for each trained parameter: two moments in float32
 
@@ -110,12 +112,12 @@ def count(
     is_adapter = METHODS[adapter.method].build is not None
     if is_adapter:
         require_targets(architecture, model, targets)
-        model = _adapted(model, adapter, targets)
+        model = adapted(model, adapter, targets)
     else:
         model.requires_grad_(True)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     flops = None
-    if with_flops and architecture.kind != "other":
+    if with_flops and architecture.kind not in ("llava", "other"):
         flops = model_flops(architecture, adapter, targets, tokens)
     return Count(
         model=architecture.name,
@@ -145,9 +147,16 @@ def require_targets(architecture: Architecture, model: nn.Module, targets: Seque
             )
 
 
-def _adapted(model: nn.Module, adapter: AdapterConfig, targets: Sequence[str]) -> PeftModel:
+def adapted(model: nn.Module, adapter: AdapterConfig, targets: Sequence[str], **patterns: Any) -> PeftModel:
+    """A model on the meta device with its adapter; `patterns` are settings of PEFT's configuration to change."""
+
+    def change(config: PeftConfig) -> PeftConfig:
+        for name, value in patterns.items():
+            setattr(config, name, value)
+        return config
+
     with torch.device("meta"):
-        return attach(model, adapter, targets)
+        return attach(model, adapter, targets, change)
 
 
 def _groups(model: nn.Module, targets: Sequence[str]) -> tuple[LayerGroup, ...]:

@@ -151,8 +151,7 @@ def model_flops(
 def paper_layer_flops(adapter: AdapterConfig, in_features: int, out_features: int) -> float | None:
     """What an adapter adds to a layer's forward for one token by the formulas above; None: none applies."""
     r, sides = adapter.r, in_features + out_features
-    experts = 8 if adapter.num_experts is None else adapter.num_experts
-    chosen = 2 if adapter.top_k is None else adapter.top_k
+    experts, chosen = adapter.experts, adapter.chosen_experts
     router = 2 * experts * in_features
     if adapter.method == "full_moe":
         return (chosen - 1) * 2 * in_features * out_features + router
@@ -214,8 +213,7 @@ def _added(target: nn.Module, call: _Call, rows: int) -> tuple[int, int]:
 
 def _full_moe_cost(adapter: AdapterConfig, call: _Call) -> _Cost:
     """Experts are computed for their own tokens only: which depends on values, how much does not."""
-    experts = 8 if adapter.num_experts is None else adapter.num_experts
-    chosen = 2 if adapter.top_k is None else adapter.top_k
+    experts, chosen = adapter.experts, adapter.chosen_experts
     # k whole experts beside the base layer, from which they are kept as differences
     forward = 2 * call.rows * call.in_features * (chosen * call.out_features + experts)
     return _Cost(forward=forward, training=forward * (3 if call.gradient else 2))
@@ -238,8 +236,8 @@ def _run_base(architecture: Architecture, targets: tuple[str, ...], tokens: int 
         if matched(name, targets):
             module.register_forward_hook(note)
     with torch.device("meta"):
-        tokens = _tokens_of(architecture, model.config, tokens)
-        inputs = _inputs(architecture, model.config, tokens)
+        tokens = tokens_of(architecture, model.config, tokens)
+        inputs = sample_inputs(architecture, model.config, tokens)
         forward, training = _counted(lambda: model(**inputs), backward=bool(targets))
     return _Base(tokens, forward, training, tuple(calls.items()))
 
@@ -271,7 +269,7 @@ def _float_tensors(outputs: Any) -> Iterator[Tensor]:
             yield from _float_tensors(each)
 
 
-def _tokens_of(architecture: Architecture, config: Any, tokens: int | None) -> int | None:
+def tokens_of(architecture: Architecture, config: Any, tokens: int | None) -> int | None:
     """How many tokens a sample has; None for a UNet, whose layers see different numbers of them."""
     if architecture.kind == "pictures":
         return (config.image_size // config.patch_size) ** 2 + 1  # the patches and the class token
@@ -284,22 +282,22 @@ def _tokens_of(architecture: Architecture, config: Any, tokens: int | None) -> i
     return min(DEFAULT_TOKENS, longest) if tokens is None else tokens
 
 
-def _inputs(architecture: Architecture, config: Any, tokens: int | None) -> dict[str, Any]:
-    """One sample of zeros."""
+def sample_inputs(architecture: Architecture, config: Any, tokens: int | None, batch: int = 1) -> dict[str, Any]:
+    """Samples of zeros, one or a batch."""
     if architecture.kind == "text":
         assert tokens is not None
         # a whole mask: making one from a row of ones looks at its values
-        mask = torch.zeros(1, 1, tokens, tokens)
-        return {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "attention_mask": mask}
+        mask = torch.zeros(batch, 1, tokens, tokens)
+        return {"input_ids": torch.zeros(batch, tokens, dtype=torch.long), "attention_mask": mask}
     if architecture.kind == "pictures":
-        return {"pixel_values": torch.zeros(1, config.num_channels, config.image_size, config.image_size)}
+        return {"pixel_values": torch.zeros(batch, config.num_channels, config.image_size, config.image_size)}
     assert architecture.kind == "unet", architecture.kind
     inputs: dict[str, Any] = {
-        "sample": torch.zeros(1, config.in_channels, config.sample_size, config.sample_size),
-        "timestep": torch.zeros(1),
-        "encoder_hidden_states": torch.zeros(1, PROMPT_TOKENS, config.cross_attention_dim),
+        "sample": torch.zeros(batch, config.in_channels, config.sample_size, config.sample_size),
+        "timestep": torch.zeros(batch),
+        "encoder_hidden_states": torch.zeros(batch, PROMPT_TOKENS, config.cross_attention_dim),
     }
     if config.addition_embed_type == "text_time":  # SDXL: the pooled prompt and six numbers of sizes
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.zeros(batch, pooled), "time_ids": torch.zeros(batch, 6)}
     return inputs

@@ -19,17 +19,46 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from common.config import did_you_mean
+from common.adapters import GOAT_TABLE_1_PARAMETERS
 from common.errors import UserError
+from common.words import did_you_mean
 
-Kind = Literal["text", "pictures", "unet", "other"]
+Kind = Literal["text", "pictures", "unet", "llava", "other"]
 
 # Layers that the papers adapt, by the names that transformers and diffusers give them.
 CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")  # [M] Table 4
 ROBERTA_LAYERS = ("query", "key", "value", "intermediate.dense", "output.dense")  # the last also attention's
 UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")  # [M] Table 6
+# [M] B.2: every linear layer of the language model, and by the names it has for itself those of the tower
+LLAVA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2")
 _PRESETS = (CLIP_LAYERS, LLAMA_LAYERS, ROBERTA_LAYERS, UNET_LAYERS)
+
+_VIT_L_336: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+_LLAMA_2_7B: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
+_LLAMA_3_8B: dict[str, Any] = {
+    **_LLAMA_2_7B,
+    "vocab_size": 128_256,
+    "intermediate_size": 14_336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+_INTERNLM2_7B: dict[str, Any] = {**_LLAMA_3_8B, "vocab_size": 92_544, "max_position_embeddings": 32_768}
 
 
 @dataclass(frozen=True)
@@ -86,6 +115,22 @@ def _llama(**settings: Any) -> Callable[[], nn.Module]:
     return _transformers("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=False, **settings)
 
 
+def _llava(**text: Any) -> Callable[[], nn.Module]:
+    """CLIP ViT-L/14-336 without the layer that nothing reads (features of layer -2), a projector, a language model."""
+
+    def build() -> nn.Module:
+        vision = transformers.CLIPVisionConfig(**{**_VIT_L_336, "num_hidden_layers": 23})
+        config = transformers.LlavaConfig(
+            vision_config=vision,
+            text_config=transformers.LlamaConfig(tie_word_embeddings=False, **text),
+            image_token_index=text["vocab_size"] - 1,
+            vision_feature_layer=-1,
+        )
+        return transformers.LlavaForConditionalGeneration(config)
+
+    return build
+
+
 def _sdxl_unet() -> nn.Module:
     return _diffusers_class("UNet2DConditionModel")(
         sample_size=128,
@@ -120,64 +165,33 @@ MODELS: Mapping[str, Architecture] = MappingProxyType(
                 ),
                 "pictures",
                 CLIP_LAYERS,
-                PaperTotal(88_715_520, "[G] Table 1"),
+                PaperTotal(GOAT_TABLE_1_PARAMETERS, "[G] Table 1"),
             ),
             Architecture(
                 "clip-vit-l-14-336",
                 "CLIP ViT-L/14 at 336 px, vision tower with its projection",
-                _clip(
-                    hidden_size=1024,
-                    intermediate_size=4096,
-                    num_hidden_layers=24,
-                    num_attention_heads=16,
-                    image_size=336,
-                    patch_size=14,
-                    projection_dim=768,
-                ),
+                _clip(**_VIT_L_336),
                 "pictures",
                 CLIP_LAYERS,
             ),
             Architecture(
                 "llama-3-8b",
                 "LLaMA-3-8B",
-                _llama(
-                    vocab_size=128_256,
-                    hidden_size=4096,
-                    intermediate_size=14_336,
-                    num_hidden_layers=32,
-                    num_attention_heads=32,
-                    num_key_value_heads=8,
-                    max_position_embeddings=8192,
-                ),
+                _llama(**_LLAMA_3_8B),
                 "text",
                 LLAMA_LAYERS,
             ),
             Architecture(
                 "llama-2-7b",
                 "LLaMA-2-7B",
-                _llama(
-                    vocab_size=32_000,
-                    hidden_size=4096,
-                    intermediate_size=11_008,
-                    num_hidden_layers=32,
-                    num_attention_heads=32,
-                    max_position_embeddings=4096,
-                ),
+                _llama(**_LLAMA_2_7B),
                 "text",
                 LLAMA_LAYERS,
             ),
             Architecture(
                 "internlm2-7b",
                 "InternLM2-7B, written as a LLaMA (q, k and v apart)",
-                _llama(
-                    vocab_size=92_544,
-                    hidden_size=4096,
-                    intermediate_size=14_336,
-                    num_hidden_layers=32,
-                    num_attention_heads=32,
-                    num_key_value_heads=8,
-                    max_position_embeddings=32_768,
-                ),
+                _llama(**_INTERNLM2_7B),
                 "text",
                 LLAMA_LAYERS,
             ),
@@ -199,6 +213,20 @@ MODELS: Mapping[str, Architecture] = MappingProxyType(
                 ROBERTA_LAYERS,
                 # the weights of the blocks and the word embedding, 12·L·h² + V·h; it gives every row of the table
                 PaperTotal(12 * 24 * 1024**2 + 50_265 * 1024, "[G] Table 4"),
+            ),
+            *(
+                Architecture(
+                    f"llava-{name}",
+                    f"LLaVA-1.5 with {title}: CLIP ViT-L/14-336 (23 layers), projector and language model",
+                    _llava(**text),
+                    "llava",
+                    LLAVA_LAYERS,
+                )
+                for name, title, text in (
+                    ("llama-3-8b", "LLaMA-3-8B", _LLAMA_3_8B),
+                    ("internlm2-7b", "InternLM2-7B", _INTERNLM2_7B),
+                    ("vicuna-7b", "Vicuna-7B", _LLAMA_2_7B),
+                )
             ),
             Architecture("sdxl-unet", "the UNet of SDXL base 1.0 at 1024 px", _sdxl_unet, "unet", UNET_LAYERS),
         )
@@ -245,7 +273,7 @@ def _in_folder(name: str, folder: Path, config: dict[str, Any]) -> Architecture:
             raise UserError(f"--model={name}: no model can be built from its config.json: {reason}") from error
     kind = _kind(model)
     # several towers share names of layers, so that the papers' sets would adapt half of each
-    targets = () if kind == "other" else _preset(linear_layers(model))
+    targets = () if kind in ("llava", "other") else _preset(linear_layers(model))
     return Architecture(folder.resolve().name, f"{type(model).__name__} of {name}", build, kind, targets)
 
 
@@ -287,6 +315,8 @@ def _kind(model: nn.Module) -> Kind:
     main_input = getattr(model, "main_input_name", "")
     if type(model).__name__ == "UNet2DConditionModel":
         return "unet"
+    if type(model).__name__ == "LlavaForConditionalGeneration":
+        return "llava"
     if main_input == "pixel_values" and hasattr(config, "image_size"):
         return "pictures"
     several = getattr(config, "is_encoder_decoder", False) or hasattr(config, "vision_config")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from common.adapters import METHODS
+from common.config import AdapterConfig
 from common.counting.count import Count
 from common.counting.flops import Flops
+from common.counting.memory import Memory, Setting
 from common.counting.models import Architecture
 from common.reporting.tables import Column, Row, Table, Value, format_value, render_text
 
-_MB = 1e6
+_MB, _GB = 1e6, 1e9
 _BYTES_PER_TRAINED = 16  # weight, gradient and AdamW's two moments, all in float32
 
 
@@ -38,6 +40,42 @@ def one_method(architecture: Architecture, counted: Count) -> str:
     if counted.flops is None:
         parts.append("FLOPs are counted for language models, vision towers and UNets only")
     return "\n".join(parts)
+
+
+def memory_table(architecture: Architecture, adapter: AdapterConfig, setting: Setting, found: Memory) -> str:
+    """What training takes on each GPU, in GB (10⁹ bytes)."""
+    sharded = f", 1/{setting.gpus} of them" if setting.shard else ""
+    stored = {"bf16": "bfloat16", "float32": "float32"}[setting.precision]
+    if setting.quantize == "nf4":
+        stored = f"NF4, the rest {stored}"
+    twice = ", and DDP's copy" if setting.gpus > 1 else ""
+    lines = [
+        ("frozen weights", found.frozen, stored + sharded),
+        ("gathered in passing", found.gathered, "what lies outside the blocks, and two blocks (estimate)"),
+        ("unpacked in passing", found.unpacked, "the largest 4-bit weight"),
+        ("frozen start of the adapters", found.start, "float32"),
+        ("trained weights", found.trained, f"{_whole(found.trainable)} in float32"),
+        ("their gradients", found.gradients, f"float32{twice}"),
+        ("AdamW's moments", found.moments, "float32"),
+        ("a step, at its peak", found.step, "counted: activations, logits and what is needed in passing"),
+        ("  activations kept", found.kept, "in it: when the forward has reached the loss"),
+    ]
+    if found.supervised is not None:
+        lines.append(("  logits kept", found.logits, f"in it: of {_whole(found.supervised)} tokens a sample"))
+    lines = [line for line in lines if line[1] or line[0] in ("frozen weights", "trained weights")]
+    lines.append(("together", found.total, "beside CUDA's own, about 1 GB, and gaps between allocations"))
+    width = max(len(label) for label, _, _ in lines)
+    amounts = [f"{number / _GB:,.2f}".replace(",", " ") for _, number, _ in lines]
+    room = max(map(len, amounts))
+    table = [
+        f"{label:<{width}}  {amount:>{room}} GB  {remark}"
+        for (label, _, remark), amount in zip(lines, amounts, strict=True)
+    ]
+    rank = f", r = {adapter.r}" if METHODS[adapter.method].ranked else ""
+    sample = f" of {_whole(found.tokens)} tokens" if found.tokens is not None else ""
+    how = ", gradient checkpointing" if setting.checkpointing else ""
+    head = f"{adapter.method}{rank}; {setting.batch_per_gpu} samples{sample} on each of {setting.gpus} GPUs{how}"
+    return "\n".join([f"{architecture.name}: {architecture.title}", head, "", *table])
 
 
 def several_methods(architecture: Architecture, counts: Sequence[Count], left_out: Mapping[str, str]) -> str:
