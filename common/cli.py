@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from common.config import did_you_mean
 from common.errors import UserError
+from common.words import did_you_mean
 
 # command: (module:function that takes the remaining words and returns an exit status, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trained parameters and FLOPs of a method on a model, without its weights",
     ),
     "export": ("common.export:main", "write a run's adapter as a plain LoRA, or merged into the whole model"),
-    "report": ("common.reporting.command:main", "one page of tables and plots from any number of runs"),
+    "report": ("eval.report.command:main", "one page of tables and plots from any number of runs and evaluations"),
     "vit train": ("vit_classify.train:main", "fine-tune a CLIP vision tower on a picture set"),
     "vit evaluate": ("eval.images:main", "measure a finished run (the same as `mosgoat eval images`)"),
     "vit prepare": ("vit_classify.prepare:main", "fetch or verify a picture set and build its cache"),
@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "llava predict": ("llava.predict:main", "answer a file of questions with a finished run"),
     "llava demo": ("llava.demo.run:main", "teach a small LLaVA to answer questions, with a page of before and after"),
     "dreambooth train": ("dreambooth.train:main", "teach SDXL a subject from a handful of pictures"),
-    "dreambooth generate": ("dreambooth.generate:main", "pictures of subjects, prompts and seeds, with grids"),
+    "dreambooth generate": ("dreambooth.generate_command:main", "pictures of subjects, prompts and seeds, with grids"),
     "dreambooth demo": ("dreambooth.demo.run:main", "teach a small SDXL a drawn character, before and after"),
     "eval images": ("eval.images:main", "top-1 and per-class accuracy of a finished run"),
     "eval mmbench": ("eval.vlm.command:main_mmbench", "MMBench of a LLaVA run, scored offline as VLMEvalKit scores it"),
@@ -122,6 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:
         return _fail(str(error), 2)
+    except (ImportError, RuntimeError) as error:  # the latter where torch and torchvision are not of one build
+        why = importlib.import_module("common.missing").explain_import_error(error)
+        if why is None:
+            raise
+        return _fail(why, 2)
     except BrokenPipeError:  # `mosgoat ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as a shell reports it

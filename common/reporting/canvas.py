@@ -18,6 +18,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
+_WITHIN, _LETTERS = 36, 12  # letters of a label that has room inside the axes, and of a legend per inch
+
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -52,10 +54,13 @@ def look(index: int) -> dict[str, Any]:
 
 def legend(axes: Axes, entries: int, below: bool = False) -> None:
     """A legend where there is room for it; none without labels."""
-    if not axes.get_legend_handles_labels()[1]:
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
         return
-    if below or entries > 6:
-        columns = min(4, entries)
+    longest = max(map(len, labels))
+    if below or entries > 6 or longest > _WITHIN:
+        # of figures that are narrow beside their labels the axes would be squeezed to nothing
+        columns = max(1, min(4, entries, int(_LETTERS * axes.figure.bbox.width / axes.figure.dpi / (longest + 6))))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, fontsize=9)
     else:
         axes.legend(fontsize=9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.reporting.published import PublishedTable
 from common.reporting.tables import Column, Row, Spread, Table, Value
@@ -83,6 +83,9 @@ def beside_published(
     ]
     mine = [_row(row, keys, keys, extra) for row in measured]
     rows = [*theirs, *(Row(row.values, heading, row.ranked) for row in mine)]
+    if all(row.values[1] is None for row in rows):  # not every table counts parameters
+        del columns[1]
+        rows = [replace(row, values=(row.values[0], *row.values[2:])) for row in rows]
     source = f"{published.tag}: {published.title}. {published.source}."
     return Table(columns, rows, " ".join(filter(None, [caption, source])))
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from common.config import Method
+from common.recipe_keys import flatten
 from common.reporting.labels import method_label
 from common.reporting.runs import Run, seed_of, series
 from common.reporting.tables import Spread
 
 # Keys, by their last name, in which runs of one group may differ: they say where and when, not what.
 _BESIDE = frozenset({"seed", "output", "resume", "overwrite", "cache_dir", "num_workers", "trackers"})
-_MOST_KEYS = 3
+_MOST_KEYS, _MOST_LETTERS = 3, 32
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class RunGroup:
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     """Put runs together that differ in their seed alone, and give each group a name of its own.
 
-    A name is the method; where that is not enough the data set, then the keys that differ, then the directory.
+    A name is the method; where that is not enough the pipeline, the data set, the keys that tell the runs apart, the
+    directory.
 
     Args:
         runs: at least one; the order of the groups is that of their first runs.
@@ -78,11 +80,34 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     return [RunGroup(label, tuple(members)) for label, members in zip(labels, found, strict=True)]
 
 
+def by_setting(groups: Sequence[RunGroup]) -> dict[str, list[RunGroup]]:
+    """Put groups together that differ in their data set alone: a row of a table whose columns are data sets.
+
+    Args:
+        groups: of one pipeline.
+
+    Returns:
+        Name of the setting -> its groups, at most one for each data set.
+    """
+    found: dict[tuple[str, int], list[RunGroup]] = {}
+    for group in groups:
+        recipe = json.dumps(_decisive(_without_data(group.first)), sort_keys=True, default=str)
+        times, dataset = 0, group.first.results.get("dataset")
+        while any(other.first.results.get("dataset") == dataset for other in found.get((recipe, times), [])):
+            times += 1
+        found.setdefault((recipe, times), []).append(group)
+    names = _labels([_without_data(members[0].first) for members in found.values()])
+    return dict(zip(names, found.values(), strict=True))
+
+
+def _without_data(run: Run) -> Run:
+    config = {key: value for key, value in run.config.items() if key != "data"}
+    return replace(run, config=config, results={**run.results, "dataset": None})
+
+
 def _labels(runs: Sequence[Run]) -> list[str]:
     labels = [_method(run) for run in runs]
-    if len({run.results.get("dataset") for run in runs}) > 1:
-        labels = [f"{label}, {run.results.get('dataset', '?')}" for label, run in zip(labels, runs, strict=True)]
-    for name in (_differing, _directories):
+    for name in (_pipelines, _datasets, _differing, _directories):
         twice = {label for label, count in Counter(labels).items() if count > 1}
         for label in twice:
             alike = [number for number, other in enumerate(labels) if other == label]
@@ -91,16 +116,50 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
+def _pipelines(runs: Sequence[Run]) -> list[str]:
+    tasks = [str(run.results.get("task", "")) for run in runs]
+    return tasks if len(set(tasks)) > 1 else [""] * len(runs)
+
+
+def _datasets(runs: Sequence[Run]) -> list[str]:
+    names = [str(run.results.get("dataset") or "") for run in runs]
+    return names if len(set(names)) > 1 else [""] * len(runs)
+
+
 def _method(run: Run) -> str:
     method = run.results.get("method") or run.config.get("adapter", {}).get("method")
     return method_label(method) if method in get_args(Method) else str(method or run.results.get("task", "run"))
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    keys = differing_keys([run.config for run in runs])[:_MOST_KEYS]
+    keys = _telling(differing_keys([run.config for run in runs]), [_decisive(run) for run in runs])
     short = Counter(key.rpartition(".")[2] for key in keys)
     names = {key: key.rpartition(".")[2] if short[key.rpartition(".")[2]] == 1 else key for key in keys}
-    return [", ".join(f"{names[key]}={_decisive(run).get(key)}" for key in keys) for run in runs]
+    recipes = [_decisive(run) for run in runs]
+    return [
+        ", ".join(f"{names[key]}={_shortened(recipe[key])}" for key in keys if recipe.get(key) is not None)
+        for recipe in recipes
+    ]
+
+
+def _telling(keys: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The few keys that tell most of the recipes apart, each chosen for what those before it leave alike."""
+    chosen: list[str] = []
+
+    def kinds(names: Sequence[str]) -> int:
+        return len({tuple(repr(recipe.get(name)) for name in names) for recipe in recipes})
+
+    while len(chosen) < _MOST_KEYS and kinds(chosen) < len(recipes):
+        best = max(keys, key=lambda key: kinds([*chosen, key]), default=None)  # of equals the first in the recipe
+        if best is None or kinds([*chosen, best]) == kinds(chosen):
+            break
+        chosen.append(best)
+    return chosen
+
+
+def _shortened(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)  # the end of a path tells more than its beginning
+    return text if len(text) <= _MOST_LETTERS else f"…{text[1 - _MOST_LETTERS :]}"
 
 
 def _directories(runs: Sequence[Run]) -> list[str]:
@@ -113,14 +172,6 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     flat = [flatten(config) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config if key.rpartition(".")[2] not in _BESIDE)
     return [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _decisive(run: Run) -> dict[str, Any]:

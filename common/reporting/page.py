@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -20,7 +20,10 @@ from PIL import Image, UnidentifiedImageError
 
 from common.errors import UserError
 from common.files import atomic_write
+from common.pictures import MAX_PIXELS, encoded
 from common.reporting.tables import Table
+
+MOST_SIDE = 2048  # of an embedded picture in pixels; a larger one is embedded smaller, which its caption says
 
 _MEDIA_TYPES = {
     ".png": "image/png",
@@ -84,8 +87,8 @@ class Figure:
         Raises:
             UserError: the file is missing or is not a picture of a known kind.
         """
-        content = base64.b64encode(self._content()).decode("ascii")
-        return f"data:{_MEDIA_TYPES[self.path.suffix.lower()]};base64,{content}"
+        media, content, _ = self._embedded
+        return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -94,14 +97,40 @@ class Figure:
         Raises:
             UserError: the file is missing or is not a picture of a known kind.
         """
-        content = self._content()
-        if self.path.suffix.lower() == ".svg":
-            return None
+        return self._embedded[2]
+
+    @property
+    def text(self) -> str:
+        """The caption, and that the picture was made smaller where it was."""
+        return " ".join(filter(None, (self.caption, self._reduced)))
+
+    @cached_property
+    def _embedded(self) -> tuple[str, bytes, tuple[int, int] | None]:
+        """Media type, content and size of what is put into the page."""
+        content, kind = self._content(), self.path.suffix.lower()
+        if kind == ".svg":
+            return _MEDIA_TYPES[kind], content, None
         try:
             with Image.open(io.BytesIO(content)) as image:
-                return image.size
-        except UnidentifiedImageError:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"the picture {self.path} has more than {MAX_PIXELS:,} pixels; make it smaller")
+                image.load()  # a file that is cut short opens, and shows as half a picture
+                if max(image.size) <= MOST_SIDE:
+                    return _MEDIA_TYPES[kind], content, image.size
+                small = image.convert("RGB")
+                small.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
             raise UserError(f"the picture {self.path} is broken; was it copied whole?") from None
+        return "image/webp", encoded(small, "WEBP", quality=85), small.size
+
+    @property
+    def _reduced(self) -> str:
+        if self.size is None or max(self.size) < MOST_SIDE:
+            return ""
+        with Image.open(self.path) as image:
+            width, height = image.size
+        whole = (width, height) == self.size
+        return "" if whole else f"(Shown smaller than its {width} × {height} pixels.)"
 
     def _content(self) -> bytes:
         if self.path.suffix.lower() not in _MEDIA_TYPES:
@@ -124,7 +153,48 @@ class Figures:
     width: int = 380
 
 
-Block = Text | Facts | Code | Table | Figures
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section; what follows it belongs to it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer.
+
+    Args:
+        question: what was asked.
+        answer: what was said.
+        figure: the picture that was asked about; None: none.
+        expected: the known answer; empty: none is known.
+        right: whether the answer is right; None where nobody has judged it.
+    """
+
+    question: str
+    answer: str
+    figure: Figure | None = None
+    expected: str = ""
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """Questions and answers as a chat, each beside its picture."""
+
+    items: Sequence[Exchange]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks under a line that opens them; closed until then, printed all the same."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = Text | Facts | Code | Table | Figures | Heading | Exchanges | Folded
 
 
 @dataclass(frozen=True)

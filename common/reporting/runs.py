@@ -101,15 +101,21 @@ def require_run_of(path: Path, task: str, mark: str) -> None:
 
 
 def refuse_other_results(folder: Path, task: str) -> None:
-    """Refuse an output folder whose `results.json` another command has written: it would be lost.
+    """Refuse an output folder that cannot be one, or whose `results.json` another command has written.
 
     Args:
         folder: need not exist.
         task: of the results that are to be written.
 
     Raises:
-        UserError: the results are those of something else, such as a training run.
+        UserError: the results are those of something else, such as a training run, and would be lost; or there is a
+            file in the place of the folder or of one above it.
     """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"--output={folder}: {there} is a file; give the path of a folder")
     file = folder / "results.json"
     if file.is_file():
         content = read_json(file)

@@ -1,79 +1,114 @@
-"""The parts of a report, each made of whatever runs have what it shows.
+"""The parts of a report about what was measured, each made of whatever runs have what it shows.
 
 A part is a function (groups of runs, folder for its pictures) -> `Section`, or None where no run has anything to show.
-`STANDARD` lists those of `mosgoat report`; a pipeline composes its own page of these and of others.
+`mosgoat report` composes its page of these and of those in `adapter_sections` and `recipe_sections`, and of parts about
+evaluations (`eval.report`); a pipeline composes its own page of any of them. So that a page of many runs stays one that
+a browser opens, a part shows pictures of the first few settings, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import yaml
-
-from common.errors import UserError
-from common.reporting.adapter_plots import plot_router_load
-from common.reporting.groups import RunGroup, differing_keys, flatten
-from common.reporting.page import Block, Code, Facts, Figure, Figures, Section, Text
+from common.reporting.groups import RunGroup, by_setting
+from common.reporting.page import Block, Exchange, Exchanges, Figure, Figures, Heading, Section, Text
 from common.reporting.plots import plot_bars, plot_curves
-from common.reporting.runs import MIXERS_PLOT, SPECTRA_PLOT, Run, evaluated_load, read_json, training_load
+from common.reporting.samples import Sample, Samples, read_samples
 from common.reporting.tables import Column, Row, Table, Value
 
 Part = Callable[[Sequence[RunGroup], Path], Section | None]
+T = TypeVar("T")
+
+SETTINGS, FIGURES = 12, 24  # of which a part shows pictures, and how many pictures of curves
+LINES = 8  # in one picture, as many as there are colours and markers
 
 # What a training cost, as against what it achieved: result key -> (heading, decimals, divided by, unit).
 _COST: dict[str, tuple[str, int, float, str]] = {
     "trainable_parameters": ("trained parameters", 0, 1, ""),
     "steps": ("steps", 0, 1, ""),
+    "samples": ("samples", 0, 1, ""),
     "train_seconds": ("training", 1, 1, " s"),
-    "samples_per_second": ("speed", 1, 1, "/s"),
+    "samples_per_second": ("speed", 1, 1, " samples/s"),
+    "tokens_per_second": ("tokens", 0, 1, " tokens/s"),
     "peak_memory_bytes": ("peak memory", 0, 2**20, " MiB"),
 }
 _SHARES = ("accuracy", "share", "exact")  # ends of the names of metrics in [0, 1], shown in percent
 _LOWER = ("loss", "perplexity", "seconds", "share")
 
 
-def results_section(groups: Sequence[RunGroup], plots: Path) -> Section:
-    """What was measured, and what it cost: a table of each for every pipeline."""
+def shown(items: Sequence[T], most: int, what: str) -> tuple[Sequence[T], list[Block]]:
+    """The first few of many, and a sentence that says so; no sentence where that is all."""
+    if len(items) <= most:
+        return items, []
+    return items[:most], [Text(f"The first {most} of {len(items)} {what}; give fewer paths to see the others.")]
+
+
+def titled(title: str, several: bool) -> list[Block]:
+    """A heading, where there are several things to tell apart."""
+    return [Heading(title)] if several else []
+
+
+def by_task(groups: Sequence[RunGroup]) -> dict[str, list[RunGroup]]:
+    """Pipeline -> its groups."""
+    found: dict[str, list[RunGroup]] = {}
+    for group in groups:
+        found.setdefault(group.task, []).append(group)
+    return found
+
+
+def results_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
+    """What was measured: a table for every pipeline, and bars of its accuracies."""
     blocks: list[Block] = []
-    tasks = list(dict.fromkeys(group.task for group in groups))
-    for task in tasks:
-        members = [group for group in groups if group.task == task]
-        of = f"{task}. " if len(tasks) > 1 else ""
-        if task_bars := _bars(members, plots / f"accuracy_{task}.png"):
-            blocks.append(Figures([task_bars]))
-        blocks.append(_measured(members, of))
-        blocks.append(_costs(members, of))
-    return Section("Result", blocks)
+    tasks = by_task(groups)
+    for number, (task, members) in enumerate(tasks.items()):
+        blocks += titled(task, len(tasks) > 1)
+        if bars := _bars(members, plots, f"accuracy_{number}"):
+            blocks.append(Figures(bars))
+        blocks.append(_measured(members))
+    return Section("Result", blocks) if blocks else None
 
 
-def _measured(groups: Sequence[RunGroup], of: str) -> Table:
+def cost_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
+    """What the trainings took: a table for every pipeline."""
+    blocks: list[Block] = []
+    tasks = by_task(groups)
+    for task, members in tasks.items():
+        if costs := _costs(members):
+            blocks += [*titled(task, len(tasks) > 1), costs]
+    return Section("Cost", blocks) if blocks else None
+
+
+def _measured(groups: Sequence[RunGroup]) -> Table:
     keys = [key for key in _metric_keys(groups) if key not in _COST and not key.endswith("_per_second")]
-    keys = [key for key in keys if not key.startswith("total_")]
+    keys = [key for key in keys if not key.startswith("total_") and not key.endswith("_pictures")]  # counts
     columns, rows = _head(groups), []
     for key in keys:
         percent = key.endswith(_SHARES)
-        # the loss of a training says nothing about which run is better
-        better = None if key.startswith("train_") else "lower" if key.endswith(_LOWER) else "higher"
+        better = "lower" if key.endswith(_LOWER) else "higher" if key.endswith(_SHARES) else None
+        # the loss of a training says nothing about which run is better, nor does a number of unknown meaning
+        better = None if key.startswith("train_") else better
         columns.append(
             Column(key.replace("_", " ") + (", %" if percent else ""), 2 if percent else 4, better)  # type: ignore[arg-type]
         )
+    one_set = len({group.first.results.get("dataset") for group in groups}) == 1
     for group in groups:
         values: list[Value] = _begin(group, groups)
         for key in keys:
             spread = group.metric(key)
             values.append(spread.times(100) if spread and key.endswith(_SHARES) else spread)
-        rows.append(Row(tuple(values)))
+        # what is best on one set says nothing about another
+        rows.append(Row(tuple(values), "" if one_set else str(group.first.results.get("dataset") or "")))
     several = any(len(group.runs) > 1 for group in groups)
-    caption = f"{of}As measured at the end of each run" + (
-        ", mean ± standard deviation over the seeds" if several else ""
-    )
-    return Table(columns, rows, caption + ".")
+    caption = "As measured at the end of each run" + (", mean ± standard deviation over the seeds" if several else "")
+    return Table(columns, rows, f"{caption}; from its results.json.")
 
 
-def _costs(groups: Sequence[RunGroup], of: str) -> Table:
+def _costs(groups: Sequence[RunGroup]) -> Table | None:
     keys = [key for key in _COST if key in _metric_keys(groups)]
+    if not keys:
+        return None
     columns = [*_head(groups), *(Column(_COST[key][0], _COST[key][1], None, _COST[key][3]) for key in keys)]
     rows = []
     for group in groups:
@@ -86,7 +121,8 @@ def _costs(groups: Sequence[RunGroup], of: str) -> Table:
             else:
                 values.append(spread.times(1 / _COST[key][2]))
         rows.append(Row(tuple(values)))
-    return Table(columns, rows, f"{of}What it took. Times are comparable only where the machine was, see Environment.")
+    caption = "From each run's results.json. Times and memory compare only where the machine was the same: Environment."
+    return Table(columns, rows, caption)
 
 
 def _head(groups: Sequence[RunGroup]) -> list[Column]:
@@ -100,8 +136,12 @@ def _begin(group: RunGroup, groups: Sequence[RunGroup]) -> list[Value]:
     results = group.first.results
     values: list[Value] = [group.label]
     if any(other.first.results.get("dataset") for other in groups):
-        values.append(results.get("dataset"))
-    return [*values, results.get("n"), len(group.runs)]
+        values.append(_plain(results.get("dataset")))
+    return [*values, _plain(results.get("n")), len(group.runs)]
+
+
+def _plain(value: object) -> Value:
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _metric_keys(groups: Iterable[RunGroup]) -> list[str]:
@@ -115,18 +155,24 @@ def _metric_keys(groups: Iterable[RunGroup]) -> list[str]:
     return list(found)
 
 
-def _bars(groups: Sequence[RunGroup], path: Path) -> Figure | None:
+def _bars(groups: Sequence[RunGroup], plots: Path, name: str) -> list[Figure]:
+    """Accuracy of each setting on each data set; none for a single bar."""
+    measured = [group for group in groups if group.metric("accuracy") is not None]
     values = {
-        group.label: {str(group.first.results.get("dataset", group.task)): _numbers(group, "accuracy")}
-        for group in groups
-        if group.metric("accuracy") is not None
+        setting: {str(group.first.results.get("dataset", group.task)): _numbers(group, "accuracy") for group in members}
+        for setting, members in by_setting(measured).items()
     }
-    if len(values) < 2:
-        return None
-    plot_bars(path, values, ylabel="accuracy")
+    if sum(map(len, values.values())) < 2:
+        return []
     several = any(len(group.runs) > 1 for group in groups)
     whisker = "; each dot is a seed, the whisker one standard deviation" if several else ""
-    return Figure(path, f"Bars of the accuracy of {', '.join(values)}.", f"Accuracy of the finished runs{whisker}.")
+    figures = []
+    for first in range(0, min(len(values), 3 * LINES), LINES):
+        part = dict(list(values.items())[first : first + LINES])
+        path = plot_bars(plots / f"{name}_{first}.png", part, ylabel="accuracy")
+        caption = f"Accuracy of the finished runs{whisker}."
+        figures.append(Figure(path, f"Bars of the accuracy of {', '.join(part)}.", caption))
+    return figures
 
 
 def _numbers(group: RunGroup, key: str) -> list[float]:
@@ -134,12 +180,34 @@ def _numbers(group: RunGroup, key: str) -> list[float]:
 
 
 def training_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
-    """The course of the loss and of every accuracy and evaluation that was logged."""
-    logged = dict.fromkeys(key for group in groups for run in group.runs for line in run.metrics for key in line)
-    keys = ["loss", *(key for key in logged if key.startswith("eval_") or key.endswith("accuracy"))]
-    figures = [curve_figure(groups, plots, f"{key}.png", key) for key in dict.fromkeys(keys)]
-    shown = [figure for figure in figures if figure is not None]
-    return Section("Training", [Figures(shown)]) if shown else None
+    """The course of the loss and of every accuracy and evaluation that was logged; pictures for each data set."""
+    parts: dict[tuple[str, str], list[RunGroup]] = {}
+    for group in groups:
+        parts.setdefault((group.task, str(group.first.results.get("dataset", ""))), []).append(group)
+    blocks: list[Block] = []
+    drawn = 0
+    for number, ((task, dataset), members) in enumerate(parts.items()):
+        logged = dict.fromkeys(key for group in members for run in group.runs for line in run.metrics for key in line)
+        keys = ["loss", *(key for key in logged if key.startswith("eval_") or key.endswith("accuracy"))]
+        if drawn >= FIGURES:
+            blocks.append(
+                Text(f"Curves of the first {number} of {len(parts)} data sets; give fewer paths to see more.")
+            )
+            break
+        figures = [figure for key in dict.fromkeys(keys) for figure in curve_figures(members, plots / str(number), key)]
+        drawn += len(figures)
+        if figures:
+            title = " on ".join(filter(None, (task, dataset)))
+            blocks += [*titled(title, len(parts) > 1), Figures(figures[:FIGURES])]
+    return Section("Training", blocks) if blocks else None
+
+
+def curve_figures(groups: Sequence[RunGroup], plots: Path, key: str, label: str | None = None) -> list[Figure]:
+    """The course of one logged metric, so many lines to a picture that they can be told apart."""
+    logged = [group for group in groups if len(group.course(key)[0]) > 1]
+    parts = [logged[first : first + LINES] for first in range(0, len(logged), LINES)]
+    found = [curve_figure(part, plots, f"{key}_{number}.png", key, label) for number, part in enumerate(parts)]
+    return [figure for figure in found if figure is not None]
 
 
 def curve_figure(
@@ -175,144 +243,47 @@ def _spoken(key: str) -> str:
     return f"training {key.replace('_', ' ')}"
 
 
-def router_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
-    """How evenly the experts are used, in training and on the test set ([G] Figure 7)."""
-    heat = [figure for number, group in enumerate(groups) for figure in router_figures(group, plots / str(number))]
-    labels = {
-        "router_load_entropy": "entropy of the router load (1: balanced)",
-        "router_load_max": "largest share of any expert in any layer",
-    }
-    curves = [
-        figure for key, text in labels.items() if (figure := curve_figure(groups, plots, f"{key}.png", key, text))
-    ]
-    blocks: list[Block] = [Figures(figures) for figures in (curves, heat) if figures]
-    return Section("Router load", blocks) if blocks else None
+def samples_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
+    """What each setting's first run shows of itself: pictures with answers, chats, drawn pictures."""
+    found = [(group, samples) for group in groups if (samples := read_samples(group.first.path)) and samples.items]
+    some, note = shown(found, SETTINGS, "settings with samples")
+    blocks: list[Block] = [*note]
+    for group, samples in some:
+        blocks += [Heading(f"{group.label}, {group.task}, seed {group.seeds[0]}"), Text(samples.about)]
+        blocks += sample_blocks(group.first.path, samples)
+    return Section("Samples", blocks) if found else None
 
 
-def router_figures(group: RunGroup, plots: Path) -> list[Figure]:
-    """The load of the group's first run by layer and expert, in its training and on its test set."""
-    sources = {
-        "in the last quarter of the training": training_load(group.first.path / "router_load.jsonl"),
-        "on the test set": evaluated_load(group.first.path / "router_load.json"),
-    }
-    found = [(when, load) for when, load in sources.items() if load]
-    return [load_figure(group, plots / f"router_load_{n}.png", load, when) for n, (when, load) in enumerate(found)]
-
-
-def load_figure(group: RunGroup, path: Path, load: Mapping[str, Sequence[float]], when: str) -> Figure:
-    """One router load as a picture at `path`.
+def sample_blocks(run: Path, samples: Samples) -> list[Block]:
+    """The samples of one run; a picture that is not there any more is said.
 
     Args:
-        group: whose first run it is of.
-        path: PNG file to write.
-        load: layer name -> (E,) shares.
-        when: in what the tokens were counted, such as `on the test set`.
+        run: its directory.
+        samples: as they were read.
     """
-    plot_router_load(path, load, title=f"{group.label}, {when}")
-    shares = [share for row in load.values() for share in row]
-    experts = len(next(iter(load.values())))
-    caption = (
-        f"{group.label}, seed {group.seeds[0]}: share of the routed slots that each expert got {when}. Balanced is "
-        f"{1 / experts:.1%}; the least used expert of any layer got {min(shares):.1%}, the most used {max(shares):.1%}."
-    )
-    return Figure(path, f"Share of the routed slots by layer and expert for {group.label}, {when}.", caption)
-
-
-def adapter_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
-    """Mixers and singular values of the update, where the run has them."""
+    gone = [item for item in samples.items if isinstance(item.picture, str) and not (run / item.picture).is_file()]
     blocks: list[Block] = []
-    for name, text in (
-        (SPECTRA_PLOT, "singular values of the learned update of each layer"),
-        (MIXERS_PLOT, "trained mixers M of some layers, from the first to the last"),
-    ):
-        figures = []
-        for group in groups:
-            path = group.first.path / "plots" / name
-            if path.is_file():
-                routed = (group.first.path / "router_load.jsonl").is_file() and name == SPECTRA_PLOT
-                mean = " (the mean over a balanced routing)" if routed else ""
-                caption = f"{group.label}, seed {group.seeds[0]}: {text}{mean}."
-                figures.append(Figure(path, f"{text}, {group.label}.", caption))
-        if figures:
-            blocks.append(Figures(figures))
-    return Section("Adapters", blocks) if blocks else None
+    if gone:
+        named = ", ".join(str(item.picture) for item in gone[:3])
+        blocks.append(Text(f"{len(gone)} of these pictures are not in {run} any more: {named}"))
+    if samples.kind == "chat":
+        kept = [Exchange(i.question, i.answer, _figure(run, i), i.expected, i.right) for i in samples.items]
+        return [*blocks, Exchanges(kept)]
+    figures = [figure for item in samples.items if (figure := _figure(run, item))]
+    return [*blocks, Figures(figures, 150 if samples.kind == "labels" else 560)] if figures else blocks
 
 
-def confusion_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
-    """The confusion matrices that runs have drawn."""
-    figures = [
-        Figure(path, f"Confusion matrix of {group.label}.", f"{group.label}, seed {group.seeds[0]}.")
-        for group in groups
-        if (path := group.first.path / "plots" / "confusion.png").is_file()
-    ]
-    return Section("Confusions", [Figures(figures, width=480)]) if figures else None
+def _figure(run: Path, item: Sample) -> Figure | None:
+    if not isinstance(item.picture, str) or not (run / item.picture).is_file():
+        return None
+    if not item.answer:
+        return Figure(run / item.picture, f"pictures drawn for “{item.question}”", item.question)
+    if item.question:
+        return Figure(run / item.picture, f"the picture that “{item.question}” is about")
+    verdict = f"✓ {item.answer}" if item.right else f"✗ called {item.answer}, is {item.expected}"
+    return Figure(run / item.picture, f"a test picture of {item.expected}", verdict)
 
 
-def recipe_section(groups: Sequence[RunGroup], plots: Path) -> Section:
-    """Where the recipes differ, and each of them whole."""
-    blocks: list[Block] = []
-    keys = differing_keys([group.first.config for group in groups])
-    if keys:
-        flat = [flatten(group.first.config) for group in groups]
-        rows = [Row((key, *(_text(config.get(key)) for config in flat))) for key in keys]
-        columns = [Column("key", better=None), *(Column(group.label, better=None) for group in groups)]
-        blocks.append(Table(columns, rows, "The keys in which the recipes differ."))
-    for group in groups:
-        blocks += recipe_blocks(group)
-    return Section("Recipes", blocks, folded=True)
-
-
-def recipe_blocks(group: RunGroup) -> list[Block]:
-    """The resolved recipe of the group's first run."""
-    text = yaml.safe_dump(dict(group.first.config), sort_keys=False, allow_unicode=True)
-    return [Text(f"As resolved for {group.label}, seed {group.seeds[0]}:"), Code(text)]
-
-
-def environment_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
-    """Where and with what each group's first run was made."""
-    blocks: list[Block] = []
-    for group in groups:
-        facts = environment_facts(group.first)
-        if facts:
-            blocks += [Text(f"{group.label}, {group.first.path}:"), Facts(facts)]
-    return Section("Environment", blocks, folded=True) if blocks else None
-
-
-def environment_facts(run: Run) -> dict[str, str]:
-    """Start, machine, commit and versions of a run; empty where it did not write them."""
-    found = _optional(run.path / "environment.json")
-    devices = ", ".join(dict.fromkeys(str(device.get("name")) for device in found.get("devices", [])))
-    git = found.get("git") or {}
-    changed = f" with {git['changed_files']} changed files" if git.get("changed_files") else ""
-    facts = {
-        "started": found.get("started"),
-        "machine": devices and f"{found.get('cpu_count', '?')} cores, {devices}",
-        "processes": found.get("world_size"),
-        "commit": git.get("commit") and f"{git['commit'][:12]}{changed}",
-        "python": found.get("python"),
-        "packages": ", ".join(f"{name} {version}" for name, version in found.get("packages", {}).items()),
-    }
-    return {name: str(value) for name, value in facts.items() if value}
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    try:
-        found = read_json(file) if file.is_file() else {}
-    except UserError as error:
-        raise UserError(f"{error}; delete the file, or leave its run out") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-STANDARD: tuple[Part, ...] = (
-    results_section,
-    training_section,
-    router_section,
-    adapter_section,
-    confusion_section,
-    recipe_section,
-    environment_section,
-)
+def texts(values: Mapping[str, object]) -> dict[str, str]:
+    """Those of some facts that are known, as texts."""
+    return {name: str(value) for name, value in values.items() if value}

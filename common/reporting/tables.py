@@ -1,4 +1,4 @@
-"""Tables as plain text for a terminal and as markdown; `page.py` sets the same tables as HTML.
+"""Tables as plain text for a terminal, as markdown and as CSV; `page.py` sets the same tables as HTML.
 
 A table is rows of values. How a value is printed belongs to its column; the best of a column is marked
 within its group of rows, because numbers of a paper and numbers of ours are not ranked against each other.
@@ -6,12 +6,14 @@ within its group of rows, because numbers of a paper and numbers of ours are not
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MISSING = "–"
 _CAPTION_WIDTH = 100
@@ -180,6 +182,15 @@ def _text_line(table: Table, cells: Sequence[str], widths: Sequence[int]) -> str
         gap = " " * (width - display_width(cell))
         padded.append(gap + cell if table.is_numeric(index) else cell + gap)
     return "  ".join(padded).rstrip()
+
+
+def render_csv(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Plain values as CSV with a line of headings."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def render_markdown(table: Table) -> str:

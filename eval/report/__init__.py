@@ -1,0 +1,1 @@
+"""One page from runs and evaluations of any pipelines."""
