@@ -50,13 +50,12 @@ from dreambooth_world import (
     published_step,
     shares,
 )
-from measure import Row, environment, machine_options, medians, show
+from measure import METHODS, Row, environment, machine_options, medians, show
 
 from common.config import Method, Precision
 from common.errors import UserError
 from dreambooth.config import Attention
 
-METHODS: tuple[Method, ...] = ("lora", "moslora", "goat")
 PICTURES = 5
 STEPS, PAPER_SECONDS = 500, 16 * 60
 PUBLISHED = {

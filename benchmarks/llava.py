@@ -27,38 +27,27 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), str(HERE), *(place for place in sys.path if place not in ("", str(HERE)))]
 
 import argparse
-import importlib
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from llava_epoch import SMALL_VOCABULARY, epoch_rows
 from llava_gpu import large_rows
-from llava_world import PAD, DrawnSamples, Shape, adapted, batch_of, draw_lengths, make_base, tiny_shape
-from measure import Row, environment, medians, saved_bytes, show, step_rows
+from llava_world import DrawnSamples, Shape, adapted, batch_of, draw_lengths, make_base, tiny_shape
+from measure import METHODS, Row, environment, medians, peak_flops, saved_bytes, show, step_rows
 from models import llava_tasks
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as library_logging
-from vit import METHODS, peak_flops
 
 from common.adapters import balance_loss
-from common.config import TrainConfig
-from common.training import RunDirectory, fit
 from common.training.order import EpochOrder, Grouping
-from llava.config import LlavaRecipe
-from llava.data import Collate, PackedSamples
+from llava.data import PackedSamples
 from llava.model import LlavaBase
 from llava.objective import LlavaObjective
 
 VOCABULARY = 128_256
-# a row of an output head that takes the share of a tiny model's work that 128 256 take of LLaMA-3-8B's
-SMALL_VOCABULARY = 512
 PACKED_LENGTHS = (2048, 4096)  # rows where a picture takes 576 tokens; the first is the recipe's default
 SECTIONS = ("logits", "batching", "adapters", "epoch", "large")
 Task = Callable[[], object]
@@ -169,102 +158,6 @@ def steps_over(base: LlavaBase, objective: LlavaObjective, batches: list[dict[st
             backward_of(base, lambda each=each: objective(**each)["loss"])()
 
     return steps
-
-
-# -- 4: an epoch
-
-
-def epoch_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Samples a second over one epoch, with all that the trainers do beside the model's work."""
-    shape = tiny_shape(args.hidden, 4, SMALL_VOCABULARY, args.grid)
-    lengths = draw_lengths(args.epoch_samples, shape, seed=1)
-    drawn = DrawnSamples(lengths, shape)
-    samples = [drawn[index] for index in range(len(drawn))]
-
-    def ours() -> Task:
-        objective = LlavaObjective(adapted(make_base(shape, args.precision, device), "lora", 8))
-        config = TrainConfig(epochs=1, batch_size=args.batch, warmup_steps=0, precision=args.precision, save_every=0)
-        recipe = LlavaRecipe(train=replace(config, trackers=[]))
-
-        def epoch() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                fit(
-                    objective,
-                    train_dataset=Keyed(samples),
-                    collate=Collate(PAD),
-                    config=recipe.train,
-                    run=RunDirectory.create(Path(folder) / "run", recipe, resume="never"),
-                    seed=0,
-                    num_workers=0,
-                    grouping=Grouping(lengths.total),
-                )
-
-        return epoch
-
-    def plain(trainer: type[Trainer], settings: type[TrainingArguments], dataset: Any, **more: Any) -> Task:
-        base = adapted(make_base(shape, args.precision, device), "lora", 8)
-
-        def epoch() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                arguments = settings(
-                    output_dir=folder,
-                    num_train_epochs=1,
-                    per_device_train_batch_size=args.batch,
-                    bf16=args.precision == "bf16",
-                    logging_steps=10,
-                    save_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
-                    remove_unused_columns=False,
-                    use_cpu=device.type == "cpu",
-                    **more,
-                )
-                beside = {"processing_class": base.tokenizer} if more else {}
-                made = trainer(base.model, arguments, data_collator=collate, train_dataset=dataset, **beside)
-                made.remove_callback(PrinterCallback)
-                made.train()
-
-        return epoch
-
-    def collate(rows: list[dict[str, int]]) -> dict[str, Tensor]:
-        return Collate(PAD)([samples[row["index"]] for row in rows])
-
-    indices = [{"index": index} for index in range(len(samples))]
-    names = {"ours": "ours: length-grouped, supervised logits", "trainer": "transformers' Trainer: random, all logits"}
-    tasks = {"ours": ours(), "trainer": plain(Trainer, TrainingArguments, indices)}
-    if find_spec("trl") is not None:
-        names["trl"] = "TRL's SFTTrainer: random, all logits"
-        trl = importlib.import_module("trl")
-        tasks["trl"] = plain(trl.SFTTrainer, trl.SFTConfig, Dataset.from_list(indices), **TRL_ARGUMENTS)
-    took = medians(tasks, args.epochs, device, warm_up=args.warm_up)
-    rates = {name: len(samples) / seconds for name, seconds in took.items()}
-    rows = [Row(names[name], rate, "samples/s") for name, rate in rates.items()]
-    for name in tasks:
-        if name != "ours":
-            ratio = rates["ours"] / rates[name]
-            rows.append(Row(names["ours"], rates["ours"], "samples/s", ratio, names[name].split(":")[0]))
-    return rows
-
-
-class Keyed:
-    """Samples as `fit` asks for them."""
-
-    def __init__(self, samples: Sequence[Any]) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        return self._samples[key[1]]
-
-
-# The samples are tokens already. Checkpointing, on by default there, is as off as it is in the others.
-TRL_ARGUMENTS = {
-    "dataset_kwargs": {"skip_prepare_dataset": True},
-    "max_length": None,
-    "gradient_checkpointing": False,
-}
 
 
 # -- all

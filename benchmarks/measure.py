@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from common.config import Method, Precision
+
+METHODS: tuple[Method, ...] = ("lora", "moslora", "goat")  # that every pipeline is measured with
+# Dense bfloat16 FLOP/s by the makers' data sheets; the first that is in the GPU's name, as whole words.
+PEAKS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,12 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.threads:
         torch.set_num_threads(args.threads)
     return torch.device(args.device)
+
+
+def peak_flops(gpu: str, precision: Precision) -> float | None:
+    """The peak of a GPU in bfloat16 by its name; None where it is not known."""
+    known = (peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu))
+    return next(known, None) if precision == "bf16" else None
 
 
 def medians(

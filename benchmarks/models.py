@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from measure import Row, device_of, environment, machine_options, medians, show, step_rows
+from measure import METHODS, Row, device_of, environment, machine_options, medians, show, step_rows
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vit import CLASSES, METHODS, classifier_for, random_tower, steps_of
+from vit import CLASSES, classifier_for, random_tower, steps_of
 
 from common.adapters import balance_loss, build_config
 from common.config import Method

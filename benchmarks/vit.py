@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from measure import Row, device_of, environment, machine_options, medians, show, step_rows
+from measure import METHODS, Row, device_of, environment, machine_options, medians, peak_flops, show, step_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,18 +37,6 @@ from vit_classify.model import VitClassifier, prepare_training
 from vit_classify.objective import ClassificationObjective
 
 CLASSES = 100
-# Dense bfloat16 FLOP/s by the makers' data sheets; the first that is in the GPU's name, as whole words.
-PEAKS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-}
-METHODS: tuple[Method, ...] = ("lora", "moslora", "goat")
 
 
 # -- 1 and 3: the tower
@@ -122,12 +109,6 @@ def tower_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
 
 
 # -- on a GPU
-
-
-def peak_flops(gpu: str, precision: Precision) -> float | None:
-    """The peak of a GPU in bfloat16 by its name; None where it is not known."""
-    known = (peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu))
-    return next(known, None) if precision == "bf16" else None
 
 
 def training_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from common.pictures import ENDINGS
 from vit_classify.config import DataConfig, Pixels
 from vit_classify.data import DeviceTransform, Split, TrainImages, collate, open_data
-from vit_classify.data.sources import PICTURE_ENDINGS
 
 SIZE = 224
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -42,7 +42,7 @@ def draw_pictures(folder: Path, count: int) -> list[Path]:
 
 def find_pictures(folder: Path, count: int) -> list[Path]:
     """Up to `count` pictures of a folder, evenly over its sorted tree."""
-    paths = sorted(path for path in folder.expanduser().rglob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+    paths = sorted(path for path in folder.expanduser().rglob("*") if path.suffix.lower() in ENDINGS)
     if not paths:
         raise SystemExit(f"--images {folder}: no pictures there")
     return paths[:: max(1, len(paths) // count)][:count]

@@ -1,4 +1,4 @@
-"""Folders that keep what was worked out once, shared by all processes of a machine."""
+"""Folders that keep what was worked out once, shared by all processes of a machine, and the hashes that name it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from common.errors import UserError
 
@@ -24,13 +26,33 @@ def fingerprint_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def mark_of_sources(folder: Path, *names: str) -> str:
+    """Twelve hexadecimal digits for what some source files say: a cache of what they draw is not another version's.
+
+    Args:
+        folder: where they lie.
+        names: of the files.
+    """
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()[:12]
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of a file's content, in hexadecimal: guards against damage, as fast as the disk."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(1 << 24):
+            digest.update(data)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str, remedy: str = "set data.cache_dir to a folder on a local disk") -> Iterator[None]:
     """Hold a folder for one process. The kernel drops the lock of a process that dies, so none goes stale.
 
     Args:
         folder: exists.
-        name: what the folder is a cache of, for messages.
+        name: what the folder holds, for messages.
+        remedy: what to do where its file system has no locks.
 
     Raises:
         UserError: the file system has no locks.
@@ -42,8 +64,5 @@ def locked(folder: Path, name: str) -> Iterator[None]:
             except BlockingIOError:
                 fcntl.flock(file, fcntl.LOCK_EX)  # another process is making it; its work is used
         except OSError as error:
-            raise UserError(
-                f"the cache of {name} cannot be locked in {folder}: {error.strerror}; "
-                "set data.cache_dir to a folder on a local disk"
-            ) from error
+            raise UserError(f"{folder} cannot be locked for {name}: {error.strerror}; {remedy}") from error
         yield

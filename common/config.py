@@ -1,18 +1,13 @@
-"""Recipe sections that every pipeline has, and the checks that need no model and no torch.
+"""Recipe sections that every pipeline has, and which settings have an effect on which method.
 
-A recipe is a frozen dataclass made of these sections. jsonargparse fills it (command line > YAML >
-default); `problems` then collects everything that is impossible, so that a user mends a recipe once.
+A recipe is a frozen dataclass made of these sections. jsonargparse fills it (command line > YAML > default);
+`common.config_checks` then collects everything that is impossible, so that a user mends a recipe once.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
-
-from common.errors import UserError
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 Method = Literal[
     "full",
@@ -50,6 +45,13 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu"]
 Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "linear", "constant"]
 Resume = Literal["auto", "never", "must"]
+OnError = Literal["skip", "raise"]
+LossMean = Literal["global_batch", "micro_batch"]
+
+# Where a recipe does not say.
+DEFAULT_ALPHA = 16.0
+DEFAULT_EXPERTS = 8
+DEFAULT_TOP_K = 2
 
 _ROUTED = frozenset({"num_experts", "top_k", "balance_coef"})
 _LOW_RANK = frozenset({"alpha", "dropout", "target_modules", "scaling"})
@@ -149,6 +151,16 @@ class AdapterConfig:
     num_directions: int | None = None
     dash_steps: int | None = None
 
+    @property
+    def experts(self) -> int:
+        """`num_experts`, or its default."""
+        return DEFAULT_EXPERTS if self.num_experts is None else self.num_experts
+
+    @property
+    def chosen_experts(self) -> int:
+        """`top_k`, or its default."""
+        return DEFAULT_TOP_K if self.top_k is None else self.top_k
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -193,80 +205,6 @@ class TrainConfig:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
 
-def adapter_problems(config: AdapterConfig, section: str = "adapter") -> list[str]:
-    """All impossible values of an adapter section, one sentence each, empty where it is sound."""
-    found = []
-    options = OPTIONS[config.method]
-    for key in sorted(frozenset.union(*OPTIONS.values())):
-        value = getattr(config, key)
-        if value is not None and key not in options and (key, value) != ("dropout", 0):
-            able = ", ".join(method for method in get_args(Method) if key in OPTIONS[method])
-            found.append(
-                f"{section}.{key}={value} has no effect with {section}.method={config.method}; "
-                f"remove it, or choose a method that uses it: {able}"
-            )
-    if config.alpha is not None and "alpha" in options and not uses_alpha(config):
-        found.append(
-            f"{section}.alpha={config.alpha} has no effect with {section}.scaling={config.scaling or 'theory'}; "
-            f"remove it, or set {section}.scaling to alpha_over_r, alpha_over_sqrt_r or alpha_over_expert_rank"
-        )
-    found += value_problems(config, f"{section}.")
-    found += _scaling_problems(config, section)
-    if config.r < 1:
-        found.append(f"{section}.r={config.r} must be at least 1")
-    found += _range_problems(config, section)
-    if config.method == "ts_mixing" and config.r % 2:
-        found.append(f"{section}.r={config.r} must be even for ts_mixing: the butterfly has two halves")
-    if "num_experts" in options:
-        found += _expert_problems(config, section)
-    if config.init_r is not None and config.init_r <= config.r:
-        found.append(f"{section}.init_r={config.init_r} must exceed {section}.r={config.r}, which is kept of it")
-    return found
-
-
-def _range_problems(config: AdapterConfig, section: str) -> list[str]:
-    found = []
-    for key in ("dropout", "rank_dropout", "module_dropout"):
-        value = getattr(config, key)
-        if value is not None and not 0 <= value < 1:
-            found.append(f"{section}.{key}={value} must lie in [0, 1)")
-    for key in ("beta1", "beta2"):
-        value = getattr(config, key)
-        if value is not None and not 0 < value < 1:
-            found.append(f"{section}.{key}={value} must lie strictly between 0 and 1")
-    for key in ("alpha", "scaling", "rho", "eta"):
-        value = getattr(config, key)
-        if isinstance(value, int | float) and value <= 0:
-            found.append(f"{section}.{key}={value} must be positive")
-    for key in ("balance_coef", "orthogonal_coef", "singular_coef", "tinit", "tfinal", "depth"):
-        value = getattr(config, key)
-        if value is not None and value < 0:
-            found.append(f"{section}.{key}={value} must not be negative")
-    for key in ("delta_t", "num_directions", "dash_steps"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            found.append(f"{section}.{key}={value} must be at least 1")
-    if config.decompose_factor is not None and config.decompose_factor < 1 and config.decompose_factor != -1:
-        found.append(f"{section}.decompose_factor={config.decompose_factor} must be -1 or at least 1")
-    return found
-
-
-def _scaling_problems(config: AdapterConfig, section: str) -> list[str]:
-    options = OPTIONS[config.method]
-    if "scaling" not in options:
-        return []
-    impossible = [] if "num_experts" in options else ["alpha_over_expert_rank"]
-    if config.method in ("lora", "dora"):  # PEFT's own know no such rule
-        impossible.append("theory")
-    if config.method == "neat":  # which has no alpha
-        impossible = list(get_args(ScalingRule))
-    if config.scaling not in impossible:
-        return []
-    able = [rule for rule in get_args(ScalingRule) if rule not in impossible]
-    words = f"{', '.join(able)} or a number" if able else "a number"
-    return [f"{section}.scaling={config.scaling} is not for {config.method}; use {words}"]
-
-
 def uses_alpha(config: AdapterConfig) -> bool:
     """Whether the scaling of a low-rank method is computed from alpha."""
     if config.scaling is None:
@@ -284,90 +222,3 @@ def with_method(config: AdapterConfig, method: Method) -> AdapterConfig:
     kept = {key: getattr(config, key) for key in OPTIONS[method] - {"scaling"}}
     changed = AdapterConfig(method=method, r=config.r, **kept)
     return changed if uses_alpha(changed) else replace(changed, alpha=None)
-
-
-def _expert_problems(config: AdapterConfig, section: str) -> list[str]:
-    experts = 8 if config.num_experts is None else config.num_experts
-    top_k = 2 if config.top_k is None else config.top_k
-    if experts < 2:
-        return [f"{section}.num_experts={experts} must be at least 2"]
-    found = []
-    if config.r % experts and config.method != "full_moe":
-        fitting = ", ".join(str(experts * i) for i in (1, 2, 3))
-        found.append(f"{section}.r={config.r} is not a multiple of {section}.num_experts={experts}; use {fitting}, ...")
-    if not 1 <= top_k <= experts:
-        found.append(f"{section}.top_k={top_k} must lie between 1 and {section}.num_experts={experts}")
-    return found
-
-
-def train_problems(config: TrainConfig, section: str = "train") -> list[str]:
-    """All impossible values of a train section, one sentence each, empty where it is sound."""
-    found = []
-    least = {
-        "batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "warmup_steps": 0,
-        "weight_decay": 0,
-        "max_grad_norm": 0,
-        "evaluate_every": 0,
-        "save_every": 0,
-        "keep_checkpoints": 1,
-        "log_every": 1,
-        "max_steps": 1,
-    }
-    for key, bound in least.items():
-        value = getattr(config, key)
-        if value is not None and value < bound:
-            found.append(f"{section}.{key}={value} must be at least {bound}")
-    if config.warmup_steps >= 1 and config.warmup_steps != int(config.warmup_steps):
-        found.append(f"{section}.warmup_steps={config.warmup_steps} must be a whole number, or a share below 1")
-    for key in ("epochs", "learning_rate"):
-        value = getattr(config, key)
-        if value is not None and value <= 0:
-            found.append(f"{section}.{key}={value} must be positive")
-    found += value_problems(config, f"{section}.")
-    accumulation = config.gradient_accumulation_steps
-    if accumulation > 0 and config.batch_size % accumulation:
-        found.append(
-            f"{section}.batch_size={config.batch_size} is not a multiple of "
-            f"{section}.gradient_accumulation_steps={accumulation}"
-        )
-    return found
-
-
-def value_problems(section: Any, prefix: str = "") -> list[str]:
-    """Values that no key can mean: not finite, beyond any count, an empty text or list.
-
-    Args:
-        section: a dataclass; its own values are looked at, not those of the dataclasses in it.
-        prefix: in front of its keys, such as `train.`.
-    """
-    found = []
-    for key in (each.name for each in fields(section)):
-        value = getattr(section, key)
-        if isinstance(value, float) and not math.isfinite(value):
-            found.append(f"{prefix}{key}={value} must be a finite number")
-        elif isinstance(value, int) and abs(value) >= 2**32:
-            found.append(f"{prefix}{key}={value} must be less than {2**32}")
-        elif value == "":  # what an unset shell variable leaves
-            found.append(f"{prefix}{key} is an empty text; give a value, or leave the key out")
-        elif value == [] and key != "trackers":
-            found.append(f"{prefix}{key} is an empty list; name at least one, or leave the key out")
-    return found
-
-
-def require_sound(problems: Iterable[str]) -> None:
-    """Raise one `UserError` that lists every problem, or return if there is none."""
-    lines = list(problems)
-    if lines:
-        head = "this recipe cannot run:" if len(lines) == 1 else f"this recipe has {len(lines)} problems:"
-        raise UserError("\n  - ".join([head, *lines]))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A phrase that names up to three near matches of `name`, or all of `known` where none is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(names)}"

@@ -1,10 +1,14 @@
-"""The device that a command's `--device` names."""
+"""What the machine must have: the device that a command's `--device` names, a compiler for `torch.compile`."""
 
 from __future__ import annotations
+
+import os
+import shutil
 
 import torch
 
 from common.errors import UserError
+from common.words import first_line
 
 
 def usable_device(name: str | None) -> torch.device:
@@ -23,8 +27,21 @@ def usable_device(name: str | None) -> torch.device:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without CUDA asserts
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"--device={device} cannot be used on this machine: {reason}; --device=cpu always can"
+            f"--device={device} cannot be used on this machine: {first_line(error)}; --device=cpu always can"
         ) from error
     return device
+
+
+def require_compiler() -> None:
+    """Raise `UserError` where `torch.compile` would end in a traceback, for want of a compiler of the system's.
+
+    It writes C++ for a CPU, and Triton, on a GPU, a little C.
+    """
+    given, usual = ("CC", ("gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++",))
+    names = [os.environ[given]] if given in os.environ else usual
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            f"train.compile=true needs the compiler {' or '.join(names)}, which is not installed: "
+            f"apt-get install g++, or name one in ${given}, or set train.compile=false"
+        )

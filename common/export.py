@@ -19,7 +19,7 @@ from torch import nn
 from common.adapters import METHODS, export_lora
 from common.adapters.export_sdxl import COMPONENTS, export_sdxl
 from common.errors import UserError
-from common.files import TEMPORARY, fsync_tree, write_json
+from common.files import TEMPORARY, fsync_tree, share_as_usual, write_json
 from common.reporting.runs import Run, read_json, read_run
 
 PROG = "mosgoat export"
@@ -117,9 +117,7 @@ def export(options: Options) -> str:
             write_lora(exporter.load_adapted(options.run), folder, options.format)
         about = {"run": str(options.run.resolve()), "task": run.results["task"], "method": method, "to": options.to}
         write_json(folder / MARK, about | ({"format": options.format} if options.to == "lora" else {}))
-        for file in folder.rglob("*"):
-            if file.is_file():  # safetensors lets nobody but the owner read its files
-                file.chmod((folder / MARK).stat().st_mode)
+        share_as_usual(folder)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     what = "the whole model" if options.to == "merged" else f"a plain LoRA, {options.format} format"
     return f"{method} of {options.run} written to {options.output} as {what} ({size / 1e6:.1f} MB)"

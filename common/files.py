@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -30,6 +31,20 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             fsync_path(Path(parent, name))
         fsync_path(Path(parent))
+
+
+def share_as_usual(path: Path) -> None:
+    """Give a file, or every file in a folder, the permissions of a file that was just opened for writing.
+
+    safetensors writes into a file of its own that only its owner may read (0600) and renames that; what a run holds is
+    for a group to read, if the umask says so.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            with contextlib.suppress(OSError):  # not every file system knows permissions
+                file.chmod(file.stat().st_mode | (0o666 & ~umask))
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -90,6 +105,11 @@ def cut_json_lines(path: Path, last_step: int) -> None:
     if path.exists():
         kept = [line for line in read_json_lines(path) if line.get("step", 0) <= last_step]
         atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+def resolved(folder: str | None) -> str | None:
+    """A folder made absolute, which need not be there yet; nothing as it is."""
+    return folder and str(Path(folder).expanduser().resolve())
 
 
 def absolute(name: str | None) -> str | None:

@@ -1,20 +1,27 @@
-"""Bytes of a picture file → upright 8-bit RGB.
+"""A picture file → its bytes → upright 8-bit RGB, and back.
 
 H, W: height and width in pixels, after the EXIF rotation.
 """
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from common.words import first_line
+
 # Only these parsers see foreign bytes; Pillow's others (EPS runs Ghostscript) stay shut.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+# What files of these formats are called.
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 # A picture of more pixels is a decompression bomb or a mistake (300 MB in memory).
 MAX_PIXELS = 100_000_000
 
@@ -37,6 +44,27 @@ Result = TypeVar("Result")
 
 class DecodeError(ValueError):
     """The bytes are no picture that can be read; the message is the reason in a few words."""
+
+
+def read_file(path: Path) -> bytes:
+    """A regular file's content; anything else, such as a pipe, is an OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.read_bytes()
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """A picture as the content of a file: pixels, and nothing else that is known of it."""
+    content = io.BytesIO()
+    image.save(content, form, **options)
+    return content.getvalue()
+
+
+def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Height and width of a picture whose shorter side is made `shorter`, rounded as torchvision's `Resize` does."""
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -114,8 +142,7 @@ def _guarded(data: bytes, use: Callable[[Image.Image], Result]) -> Result:
         raise DecodeError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     # Pillow's parsers raise OSError, SyntaxError, struct.error and many more on damaged bytes.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DecodeError(reason) from error
+        raise DecodeError(first_line(error)) from error
 
 
 def _loaded(image: Image.Image) -> Image.Image:
@@ -131,11 +158,16 @@ def _check_size(size: tuple[int, int]) -> None:
         raise DecodeError(f"it has no pixels ({width}x{height})")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an opened picture upright, by its EXIF data; None where it is, or where they cannot be read."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken EXIF data do not make the pixels unreadable
-        return image
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 

@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 from jsonargparse import ArgumentParser
 
-from common.config import did_you_mean, require_sound
+from common.config_checks import require_sound
 from common.errors import UserError
+from common.words import did_you_mean
 
 Recipe = TypeVar("Recipe")
 
@@ -84,11 +85,6 @@ def leaves(recipe_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
             yield f"{prefix}{field.name}", kind
-
-
-def to_dict(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain YAML values, keys in the order of the dataclass."""
-    return dataclasses.asdict(recipe)
 
 
 def load(path: Path, recipe_class: type[Recipe], *, problems: Callable[[Recipe], Iterable[str]]) -> Recipe:

@@ -28,6 +28,20 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether `error` says that nothing may be written there: no permission, or something else in the way."""
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return True
+    return isinstance(error, OSError) and error.errno == errno.EROFS
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which need not be there yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 @contextlib.contextmanager
 def writing_is_explained(directory: Path) -> Iterator[None]:
     """Turn an error of the disk while something is written into `directory` into a `UserError`.
@@ -52,8 +66,6 @@ def writing_is_explained(directory: Path) -> Iterator[None]:
 
 def explain_write_error(error: BaseException, directory: Path) -> str:
     """What went wrong with the disk, in words that a user can act on."""
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free / 2**20
+    free = free_bytes(directory) / 2**20
     full = is_full(error) or (free < 1 and not isinstance(error, OSError))  # safetensors and torch do not say which
     return f"{'no space left: ' if full else ''}{error} ({free:,.0f} MiB free in {directory})"

@@ -7,19 +7,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from common.config import OPTIONS, AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
-from common.files import absolute
+from common.config import AdapterConfig, OnError, Resume, TrainConfig
+from common.config_checks import (
+    adapter_problems,
+    at_least,
+    frozen_base_problems,
+    idle_problems,
+    part_rank_problems,
+    run_problems,
+    train_problems,
+    value_problems,
+)
+from common.files import absolute, resolved
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Attention = Literal["sdpa", "xformers"]
 Crop = Literal["center", "random"]
-OnError = Literal["skip", "raise"]
 
 # The projections of every attention of the UNet, as diffusers names them ([M] 4.3), and of CLIP's text encoders.
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 PLACEHOLDERS = ("token", "class")
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -207,13 +215,9 @@ def with_places(recipe: DreamboothRecipe) -> DreamboothRecipe:
         recipe,
         output=recipe.output or default,
         model=replace(model, name=absolute(model.name) or "", vae=absolute(model.vae), config=absolute(model.config)),
-        data=replace(data, path=absolute(data.path), cache_dir=_resolved(data.cache_dir)),
-        prior=replace(recipe.prior, path=_resolved(recipe.prior.path)),
+        data=replace(data, path=absolute(data.path), cache_dir=resolved(data.cache_dir)),
+        prior=replace(recipe.prior, path=resolved(recipe.prior.path)),
     )
-
-
-def _resolved(path: str | None) -> str | None:
-    return path and str(Path(path).expanduser().resolve())
 
 
 def recipe_problems(recipe: DreamboothRecipe) -> list[str]:
@@ -221,13 +225,8 @@ def recipe_problems(recipe: DreamboothRecipe) -> list[str]:
     found = adapter_problems(recipe.adapter) + train_problems(recipe.train) + value_problems(recipe)
     for name in ("model", "data", "text_encoder", "prior", "loss", "validation"):
         found += value_problems(getattr(recipe, name), f"{name}.")
-    if recipe.adapter.method in ("full", "linear_probe", "full_moe"):
-        found.append(
-            f"adapter.method={recipe.adapter.method} is not for dreambooth, where SDXL stays frozen; use an adapter "
-            "method such as lora, moslora or goat"
-        )
-    if recipe.seed < 0:
-        found.append(f"seed={recipe.seed} must not be negative")
+    found += frozen_base_problems(recipe.adapter.method, "dreambooth", "SDXL stays frozen")
+    found += run_problems(recipe.seed, recipe.data.num_workers)
     if recipe.train.epochs is None and recipe.train.max_steps is None:
         found.append("neither train.epochs nor train.max_steps is given; the paper trains 500 steps")
     if recipe.data.path is None:
@@ -253,9 +252,7 @@ def _model_problems(model: ModelConfig) -> list[str]:
 
 
 def _data_problems(data: DataConfig) -> list[str]:
-    found = _at_least(data, "data", {"resolution": 16, "variants": 1, "num_workers": 0})
-    if data.num_workers > MOST_WORKERS:
-        found.append(f"data.num_workers={data.num_workers} must be at most {MOST_WORKERS}")
+    found = at_least(data, "data", {"resolution": 16, "variants": 1})
     if data.token != data.token.strip() or not data.token:
         found.append(f"data.token={data.token!r} must be a word")
     return found + _prompt_problems("data.prompt", data.prompt, PLACEHOLDERS)
@@ -268,17 +265,10 @@ def _text_encoder_problems(recipe: DreamboothRecipe) -> list[str]:
             "adapter.method=adalora cannot be put on UNet and text encoders at once, since it divides one budget of "
             "ranks; set text_encoder.train=false, or choose another method"
         )
-    experts = recipe.adapter.num_experts or 8
-    if config.r is not None and "num_experts" in OPTIONS[method] and config.r % experts:
-        found.append(f"text_encoder.r={config.r} is not a multiple of adapter.num_experts={experts}")
+    found += part_rank_problems(config.r, "text_encoder", recipe.adapter)
     if not config.train:
-        found += [
-            f"text_encoder.{key}={getattr(config, key)} has no effect with text_encoder.train=False"
-            for key in ("r", "alpha", "learning_rate", "target_modules")
-            if getattr(config, key) is not None
-        ]
-    if config.r is not None and config.r < 1:
-        found.append(f"text_encoder.r={config.r} must be at least 1")
+        keys = ("r", "alpha", "learning_rate", "target_modules")
+        found += idle_problems(config, "text_encoder", keys, "text_encoder.train=False")
     for key in ("alpha", "learning_rate"):
         value = getattr(config, key)
         if value is not None and value <= 0:
@@ -287,7 +277,7 @@ def _text_encoder_problems(recipe: DreamboothRecipe) -> list[str]:
 
 
 def _prior_problems(prior: PriorConfig) -> list[str]:
-    found = _at_least(prior, "prior", {"weight": 0, "pictures": 1, "steps": 1, "guidance": 0, "batch_size": 1})
+    found = at_least(prior, "prior", {"weight": 0, "pictures": 1, "steps": 1, "guidance": 0, "batch_size": 1})
     if prior.weight == 0 and prior.path is not None:
         found.append(f"prior.path={prior.path} has no effect with prior.weight=0; DreamBooth's weight is 1")
     return found + _prompt_problems("prior.prompt", prior.prompt, ("class",))
@@ -295,23 +285,17 @@ def _prior_problems(prior: PriorConfig) -> list[str]:
 
 def _validation_problems(recipe: DreamboothRecipe) -> list[str]:
     validation = recipe.validation
-    found = _at_least(validation, "validation", {"pictures": 1, "steps": 1, "guidance": 0, "seed": 0})
+    found = at_least(validation, "validation", {"pictures": 1, "steps": 1, "guidance": 0, "seed": 0})
     if validation.prompts is None and recipe.train.evaluate_every > 0:
         found.append(
             f"train.evaluate_every={recipe.train.evaluate_every} has no effect without validation.prompts, of which "
             "pictures are drawn then"
         )
+    if not all(prompt.strip() for prompt in validation.prompts or []):
+        found.append("validation.prompts has an empty text; give each prompt, or leave it out")
     for prompt in validation.prompts or []:
         found += _prompt_problems("validation.prompts", prompt, PLACEHOLDERS)
     return found
-
-
-def _at_least(section: object, name: str, least: dict[str, int]) -> list[str]:
-    return [
-        f"{name}.{key}={getattr(section, key)} must be at least {bound}"
-        for key, bound in least.items()
-        if getattr(section, key) < bound
-    ]
 
 
 def _prompt_problems(key: str, prompt: str, known: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.errors import UserError
 from dreambooth.model import SdxlBase, decode, encode_prompts, pipeline_of
 
+_PROMPTS_AT_ONCE = 32
 Embedded = Mapping[str, tuple[Tensor, Tensor]]  # prompt -> its embeddings (T, D) and pooled embedding (P,)
 
 
@@ -84,18 +85,17 @@ def size_for(base: SdxlBase, size: int | None) -> int:
 
 
 @torch.no_grad()
-def embed_prompts(base: SdxlBase, prompts: Sequence[str], batch_size: int = 32) -> dict[str, tuple[Tensor, Tensor]]:
+def embed_prompts(base: SdxlBase, prompts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """What `generate` needs of prompts, so that the text encoders can be released before it.
 
     Args:
         base: with its text encoders.
         prompts: any number; the empty prompt is added, which guidance leads away from.
-        batch_size: prompts at once.
     """
     texts = list(dict.fromkeys([*prompts, ""]))
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    for start in range(0, len(texts), batch_size):
-        part = texts[start : start + batch_size]
+    for start in range(0, len(texts), _PROMPTS_AT_ONCE):
+        part = texts[start : start + _PROMPTS_AT_ONCE]
         with base.autocast():
             encoded = encode_prompts(base, part)
         found |= dict(zip(part, zip(encoded.embeds, encoded.pooled, strict=True), strict=True))
@@ -160,10 +160,3 @@ def _batch(
 def _to_image(picture: Tensor) -> Image.Image:
     pixels = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8)  # (3, H, W) in [0, 1] -> (H, W, 3)
     return Image.fromarray(pixels.cpu().numpy())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`mosgoat dreambooth generate`."""
-    from dreambooth.generate_command import main as command  # which imports this module
-
-    return command(argv)

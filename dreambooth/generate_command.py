@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import io
+import contextlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 import xxhash
-from PIL import Image
 from tqdm import tqdm
 
 from common.cache import fingerprint_of, locked
+from common.commands import add_device_option, require_between, say
 from common.config import Precision
 from common.devices import usable_device
 from common.errors import UserError
 from common.files import atomic_write
+from common.pictures import encoded
+from common.words import counted
 from common.write_errors import writing_is_explained
 from dreambooth.generate import PictureJob, embed_prompts, generate, size_for
 from dreambooth.generate_plan import BASE, Target, find_targets
@@ -29,41 +31,45 @@ from dreambooth.model import SdxlBase, load_model, put_adapter, take_adapter_off
 from dreambooth.model_run import ADAPTER
 
 PROG = "mosgoat dreambooth generate"
+_ELSEWHERE = "give an --output on a local disk"
 _SHOWN = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the pictures that are missing, then the grids."""
     options = _parser().parse_args(list(argv or []))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{PROG} is one process; give several of them each their --subjects and --device")
     _check(options)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     targets = find_targets(options.run, base=options.base, prompts=options.prompts, subjects=options.subjects)
-    _say(f"{len(targets)} sets of pictures: " + ", ".join(str(target.folder) for target in targets))
+    if len(targets) < processes and rank == 0:
+        idle = counted(processes - len(targets), "process", "processes")
+        say(f"{counted(len(targets), 'set')} of pictures, which are not divided further: {idle} without work")
+    targets = targets[rank::processes]
+    if not targets:
+        return 0
+    say(f"{counted(len(targets), 'set')} of pictures: " + ", ".join(str(target.folder) for target in targets))
     for target in targets:
         if not target.references:
-            _say(f"the pictures that {target.run} was trained on are not there any more: no references are noted")
+            say(f"the pictures that {target.run} was trained on are not there any more: no references are noted")
     with writing_is_explained(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
         total = sum(len(target.prompts) for target in targets) * len(options.seeds)
-        with tqdm(total=total, desc="generating", unit=" pictures", disable=None) as bar:
+        with tqdm(total=total, desc="generating", unit=" pictures", disable=rank > 0 or None) as bar:
             for group in _by_model(targets):
                 _make_group(group, options, bar)
-        written = write_grids(options.output)
+        # Processes do not wait for each other, which a process group does for minutes only; the last one draws all.
+        with locked(options.output, "grids", _ELSEWHERE) if processes > 1 else contextlib.nullcontext():
+            written = write_grids(options.output)
     print(f"pictures are in {options.output}; grids: {', '.join(str(path) for path in written)}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    for key, least, most in (("steps", 1, 10_000), ("batch_size", 1, 2**20)):
-        if not least <= getattr(options, key) <= most:
-            raise UserError(f"--{key.replace('_', '-')}={getattr(options, key)} must be from {least} to {most}")
-    if not 0 <= options.guidance <= 1000:
-        raise UserError(
-            f"--guidance={options.guidance} must be from 0 to 1000; 5 is usual, up to 1 there is no guidance"
-        )
-    if wrong := [seed for seed in options.seeds if not 0 <= seed < 2**63]:
-        raise UserError(f"--seeds {wrong[0]} must be from 0 to {2**63 - 1}")
+    require_between("--steps", options.steps, most=10_000)
+    require_between("--batch-size", options.batch_size)
+    require_between("--guidance", options.guidance, 0, 1000, "5 is usual, up to 1 there is no guidance")
+    for seed in options.seeds:
+        require_between("--seeds", seed, 0, 2**63 - 1)
     options.seeds = sorted(set(options.seeds))
 
 
@@ -77,19 +83,24 @@ def _by_model(targets: Sequence[Target]) -> list[list[Target]]:
 
 def _make_group(targets: Sequence[Target], options: argparse.Namespace, bar: Any) -> None:
     recipe = targets[0].recipe
-    base = load_model(
-        recipe.model, precision=options.precision or recipe.train.precision, device=usable_device(options.device)
-    )
+    device = usable_device(options.device or _own_gpu())
+    base = load_model(recipe.model, precision=options.precision or recipe.train.precision, device=device)
     for target in targets:
         folder = options.output / target.folder
         folder.mkdir(parents=True, exist_ok=True)
         if target.adapter != BASE:
             put_adapter(base, target.run)
         try:
-            with locked(folder, "generated pictures"):
+            with locked(folder, "generated pictures", _ELSEWHERE):
                 _make(base, target, folder, options, bar)
         finally:
             take_adapter_off(base)
+
+
+def _own_gpu() -> str | None:
+    """Of one of several processes on a machine, where there are GPUs."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available()
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else None
 
 
 @dataclass(frozen=True)
@@ -112,10 +123,9 @@ def _make(base: SdxlBase, target: Target, folder: Path, options: argparse.Namesp
     texts = [manifest.prompt_text(index) for index in dict.fromkeys(index for index, _ in plan.waiting)]
     if longer := tokenize(base, texts).truncated:
         more = f" (and {len(longer) - _SHOWN} more)" if len(longer) > _SHOWN else ""
-        _say(
-            f"warning: {len(longer)} of {len(texts)} prompts are longer than the model can read, their end is lost: "
-            + "; ".join(longer[:_SHOWN])
-            + more
+        say(
+            f"warning: longer than the model can read, cut at the end: {len(longer)} of "
+            f"{counted(len(texts), 'prompt')}: " + "; ".join(longer[:_SHOWN]) + more
         )
     embedded = embed_prompts(base, texts)
     for start in range(0, len(plan.waiting), options.batch_size):
@@ -133,7 +143,7 @@ def _make(base: SdxlBase, target: Target, folder: Path, options: argparse.Namesp
         pictures = dict(manifest.pictures)
         for (index, entry), image in zip(batch, made, strict=True):
             name = picture_name(index, entry.seed)
-            atomic_write(folder / name, _png(image))
+            atomic_write(folder / name, encoded(image))
             pictures[name] = entry
         # behind the files: what the manifest names is there, whenever the process is killed
         manifest = replace(manifest, pictures=dict(sorted(pictures.items())))
@@ -206,7 +216,7 @@ def _kept(old: Manifest | None, new: Manifest, folder: Path, mark: Any, overwrit
         strange = old.pictures.keys() - kept.keys()
     if strange and not overwrite:
         raise UserError(
-            f"{folder} holds {len(strange)} pictures that were made otherwise: by other weights, of other prompts, or "
+            f"{folder} holds {counted(len(strange), 'picture')} made otherwise: by other weights, of other prompts, or "
             "with other settings; choose another --output, or give --overwrite to make them anew"
         )
     for name in strange:
@@ -225,14 +235,12 @@ def _weights(base: SdxlBase, target: Target) -> str:
     return digest.hexdigest()
 
 
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")  # pixels only: a blind study shows these files
-    return content.getvalue()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROG, description=__doc__, allow_abbrev=False)
+    parser.epilog = (
+        "Several GPUs: torchrun --nproc-per-node 4 -m -- common.cli dreambooth generate --run RUNS --output DIR; the "
+        "sets of pictures, one for each adapter and subject, are divided among the processes."
+    )
     parser.add_argument(
         "--run",
         required=True,
@@ -255,10 +263,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, help="side in pixels; default: the training's")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at once; default: 4")
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen weights; default: the run's")
-    parser.add_argument("--device", help="such as cuda, cuda:1, cpu; default: a GPU where there is one")
+    add_device_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="make pictures anew that were made otherwise")
     return parser
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 
 from common.cores import usable_cores
 from common.files import atomic_write
-from common.pictures import DecodeError, decode
+from common.pictures import DecodeError, decode, encoded
 from common.reporting.page import Block, Facts, Figure, Figures, Page, Section, write_page
 from dreambooth.grid import Columns, SheetRow, draw_sheet, thumbnail
 from dreambooth.manifest import Manifest, find_manifests, read_manifest
@@ -19,8 +18,9 @@ from dreambooth.manifest import Manifest, find_manifests, read_manifest
 GRIDS, PAGE = "grids", "grids.html"
 REAL = "real pictures"
 _MANY = 12  # columns from which thumbnails are smaller
+_REFERENCES = 8  # real pictures of a subject that are shown at most
 _KEPT = 256  # side of what is kept of a picture in memory while its sheets are drawn
-_Set = tuple[Path, Manifest]  # a folder and its manifest
+PictureSet = tuple[Path, Manifest]  # a folder and its manifest
 
 
 def write_grids(root: Path) -> list[Path]:
@@ -38,18 +38,14 @@ def write_grids(root: Path) -> list[Path]:
     Raises:
         UserError: there are no pictures.
     """
-    subjects: dict[str, list[_Set]] = {}
-    for folder in find_manifests(root):
-        manifest = read_manifest(folder)
-        subjects.setdefault(manifest.subject, []).append((folder, manifest))
+    subjects = by_subject(find_manifests(root))
     files, sections = [], []
     for subject, sets in subjects.items():
-        sets.sort(key=lambda each: (each[1].adapter != "base", each[1].adapter))
         album = Album(sets)
         file = root / GRIDS / f"{subject}.png"
         _save(file, subject_sheet(sets, album))
         files.append(file)
-        sections.append(_section(root, sets, album, folded=len(subjects) > 3))
+        sections.append(Section(subject, subject_blocks(root, sets, album), folded=len(subjects) > 3))
     page = Page(
         title="Generated pictures",
         lead=(
@@ -62,23 +58,33 @@ def write_grids(root: Path) -> list[Path]:
     return [write_page(root / PAGE, page), *files]
 
 
+def by_subject(folders: Iterable[Path]) -> dict[str, list[PictureSet]]:
+    """Subject -> folder and manifest of each adapter, the base first."""
+    found: dict[str, list[PictureSet]] = {}
+    for folder in folders:
+        manifest = read_manifest(folder)
+        found.setdefault(manifest.subject, []).append((folder, manifest))
+    for sets in found.values():
+        sets.sort(key=lambda each: (each[1].adapter != "base", each[1].adapter))
+    return found
+
+
 class Album:
     """The pictures of one subject, each read once and made small; one that cannot be read is as good as missing.
 
     Args:
         sets: folder and manifest of each adapter.
-        references: how many real pictures at most.
     """
 
-    def __init__(self, sets: Sequence[_Set], references: int = 8) -> None:
+    def __init__(self, sets: Sequence[PictureSet], references: int = 8) -> None:
         folder, manifest = sets[0]
-        real = [folder / path for path in manifest.references[:references]]
+        real = [folder / path for path in manifest.references[:_REFERENCES]]
         paths = [*real, *(folder / name for folder, manifest in sets for name in manifest.pictures)]
         with ThreadPoolExecutor(usable_cores()) as pool:
             self._pictures = dict(zip(paths, pool.map(_open, paths), strict=True))
         self.real = [picture for path in real if (picture := self._pictures[path]) is not None]
 
-    def picture(self, each: _Set, prompt: str, seed: int) -> Image.Image | None:
+    def picture(self, each: PictureSet, prompt: str, seed: int) -> Image.Image | None:
         """What an adapter made of a prompt and a seed; None where it is missing."""
         folder, manifest = each
         if prompt not in manifest.prompts:
@@ -87,7 +93,7 @@ class Album:
         return None if name is None else self._pictures[folder / name]
 
 
-def subject_sheet(sets: Sequence[_Set], album: Album) -> Image.Image:
+def subject_sheet(sets: Sequence[PictureSet], album: Album) -> Image.Image:
     """All pictures of one subject: a row for each prompt, a column for each adapter and seed.
 
     Args:
@@ -106,10 +112,18 @@ def subject_sheet(sets: Sequence[_Set], album: Album) -> Image.Image:
     return draw_sheet(columns, rows, side=side, title=f"{first.subject} ({first.class_word})")
 
 
-def _section(root: Path, sets: Sequence[_Set], album: Album, folded: bool) -> Section:
+def subject_blocks(root: Path, sets: Sequence[PictureSet], album: Album, most: int | None = None) -> list[Block]:
+    """One subject for a page: what it is, its real pictures, and a small sheet for each prompt.
+
+    Args:
+        root: the sheets are written below it.
+        sets: folder and manifest of each adapter.
+        album: their pictures.
+        most: sheets of so many prompts only; None: of all.
+    """
     first, seeds = sets[0][1], _seeds(sets)
     figures = []
-    for number, prompt in enumerate(_prompts(sets)):
+    for number, prompt in enumerate(_prompts(sets)[:most]):
         rows = [SheetRow(each[1].adapter, [album.picture(each, prompt, seed) for seed in seeds]) for each in sets]
         sheet = draw_sheet([Columns("", [f"seed {seed}" for seed in seeds])], rows, side=112)
         file = root / GRIDS / first.subject / f"{number:02}.webp"
@@ -123,23 +137,22 @@ def _section(root: Path, sets: Sequence[_Set], album: Album, folded: bool) -> Se
         file = root / GRIDS / first.subject / "real.webp"
         _save(file, draw_sheet([Columns("", [""] * len(real[0].pictures))], real, side=112))
         blocks.append(Figures([Figure(file, f"real pictures of {first.subject}", "what it was taught from")], 300))
-    blocks.append(Figures(figures, 480))
-    return Section(first.subject, blocks, folded)
+    return [*blocks, Figures(figures, 480)]
 
 
 def _real_rows(album: Album, most: int) -> list[SheetRow]:
     return [SheetRow(REAL, album.real[:most], labelled=False)] if album.real else []
 
 
-def _prompts(sets: Iterable[_Set]) -> list[str]:
+def _prompts(sets: Iterable[PictureSet]) -> list[str]:
     return list(dict.fromkeys(prompt for _, manifest in sets for prompt in manifest.prompts))
 
 
-def _seeds(sets: Iterable[_Set]) -> list[int]:
+def _seeds(sets: Iterable[PictureSet]) -> list[int]:
     return sorted({seed for _, manifest in sets for seed in manifest.seeds})
 
 
-def _shown(sets: Sequence[_Set], prompt: str) -> str:
+def _shown(sets: Sequence[PictureSet], prompt: str) -> str:
     manifest = next(manifest for _, manifest in sets if prompt in manifest.prompts)
     return manifest.prompt_text(manifest.prompts.index(prompt))
 
@@ -153,8 +166,6 @@ def _open(path: Path) -> Image.Image | None:
 
 
 def _save(file: Path, sheet: Image.Image) -> None:
-    content = io.BytesIO()
     options = {"quality": 85} if file.suffix == ".webp" else {}
-    sheet.save(content, file.suffix[1:].upper(), **options)
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, content.getvalue())
+    atomic_write(file, encoded(sheet, file.suffix[1:].upper(), **options))

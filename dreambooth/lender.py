@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from common.config import Precision
@@ -59,3 +61,6 @@ class Lender:
     def forget(self) -> None:
         """Give up the model; the next run loads it anew."""
         self._base = None
+        gc.collect()  # modules refer to themselves; without this the next model needs room beside the old one
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -11,8 +11,9 @@ from typing import Any
 from peft import LoraConfig, PeftConfig
 from peft.utils import PeftType
 
-from common.adapters import METHODS, MosgoatConfig, attach, check_targets
+from common.adapters import MosgoatConfig, attach, check_targets
 from common.config import AdapterConfig
+from common.devices import require_compiler
 from common.errors import UserError
 from dreambooth.config import TARGET_MODULES, TEXT_TARGET_MODULES, DreamboothRecipe
 from dreambooth.model_base import TEXT_ENCODERS, SdxlBase
@@ -54,6 +55,7 @@ def prepare_training(base: SdxlBase, recipe: DreamboothRecipe) -> SdxlBase:
             enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
     if recipe.train.compile:
+        require_compiler()
         base.unet.compile_repeated_blocks(fullgraph=True)
     return base
 
@@ -68,8 +70,7 @@ def check_adapters(base: SdxlBase, recipe: DreamboothRecipe) -> None:
         parts += [("text_encoder", encoder, own, TEXT_TARGET_MODULES) for encoder in base.text_encoders or ()]
     for section, module, adapter, targets in parts:
         with _named(section):
-            ranked = METHODS[adapter.method].ranked
-            check_targets(module, adapter.target_modules or targets, adapter.r if ranked else 1)
+            check_targets(module, adapter.target_modules or targets, adapter)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.cache import fingerprint_of
 from common.config import Precision
 from common.errors import UserError
+from common.words import first_line
 from dreambooth.config import Attention, ModelConfig, PredictionType
 from dreambooth.model_files import open_pipeline
 
@@ -226,7 +227,7 @@ def set_attention(unet: UNet2DConditionModel, attention: Attention) -> None:
             # `set_attention_backend` has no effect on UNets
             unet.enable_xformers_memory_efficient_attention()
         except Exception as error:  # diffusers raises what its trial run raised
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise UserError(
                 f"model.attention=xformers cannot be used here ({reason}); install the extra (pip install "
                 "'mosgoat[xformers]') on a machine with an NVIDIA GPU, or use model.attention=sdpa, which is as fast"

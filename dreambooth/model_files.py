@@ -18,6 +18,8 @@ from torch import nn
 from transformers.utils import logging as text_logging
 
 from common.errors import UserError
+from common.weights import damaged
+from common.words import counted
 from dreambooth.config import ModelConfig
 
 BUILTIN = "builtin:"
@@ -83,7 +85,9 @@ def _require_every_tensor(folder: Path, variant: str | None, module: nn.Module) 
     missing = sorted({known_as(name) for name in module.state_dict()} - saved)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} tensors, such as {', '.join(missing[:3])}; fetch it again")
+        raise UserError(
+            f"{folder} lacks {counted(len(missing), 'tensor')}, such as {', '.join(missing[:3])}; fetch it again"
+        )
 
 
 def find_pipeline(key: str, name: str, variant: str | None = None, *, weights: bool = True) -> Path:
@@ -180,10 +184,7 @@ def _open_single_file(path: Path, config: str, vae: AutoencoderKL | None, dtype:
         with safe_open(path, framework="pt") as opened:
             names = set(opened.keys())
     except SafetensorError as error:
-        size = path.stat().st_size
-        raise UserError(
-            f"model.name={path} ({size} bytes) is damaged or incomplete: {error}; fetch it again"
-        ) from error
+        raise damaged(path, error) from error
     if not any(name.startswith("model.diffusion_model.") for name in names) or not any(
         name.startswith("conditioner.embedders.1.") for name in names
     ):
@@ -202,8 +203,8 @@ def _open_single_file(path: Path, config: str, vae: AutoencoderKL | None, dtype:
         lacking = [name for name, tensor in getattr(pipeline, part).state_dict().items() if tensor.is_meta]
         if lacking:
             raise UserError(
-                f"model.name={path} lacks {len(lacking)} tensors of the {part}, such as {lacking[0]}; is the file "
-                f"whole, and is model.config={config} of the same kind of model?"
+                f"model.name={path} lacks {counted(len(lacking), 'tensor')} of the {part}, such as {lacking[0]}; is "
+                f"the file whole, and is model.config={config} of the same kind of model?"
             )
     return pipeline
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 
 from common.adapters import trainable_fraction
-from common.config import did_you_mean
 from common.errors import UserError
 from common.recipes import parse
-from common.reporting.diagnostics import write_diagnostics
+from common.reporting.ending import Ending, end_run
 from common.reporting.labels import method_label
-from common.reporting.plots import plot_curves
-from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.data_report import keep_report
 from common.training.randomness import seed_everything
+from common.words import did_you_mean
 from common.write_errors import writing_is_explained
 from dreambooth.command_line import expand
 from dreambooth.config import DreamboothRecipe, recipe_problems, with_places
@@ -30,7 +30,7 @@ from dreambooth.lender import Lender
 from dreambooth.model import SdxlBase, check_adapters, prepare_training, save_run
 from dreambooth.noise import WithNoise
 from dreambooth.objective import DenoisingObjective
-from dreambooth.validation import Validation
+from dreambooth.validation import Validation, last_drawn
 
 PROG = "mosgoat dreambooth train"
 
@@ -73,18 +73,38 @@ def train_subjects(recipe: DreamboothRecipe, subjects: Sequence[str]) -> int:
     lender, failed = Lender(keeps=True), []
     for name in subjects or there:
         own = with_places(replace(recipe, output=str(output / name), data=replace(recipe.data, subject=name)))
-        try:
-            results = train(own, lender)
-        except UserError as error:
-            _say(f"{name}: {error}")
+        results = _train_one(name, own, lender)
+        if results is None:
             failed.append(name)
             lender.forget()  # who knows in what state the model is
-            continue
-        if is_main():
+        elif is_main():
             print(describe(results, Path(str(own.output))))
     if failed:
-        _say(f"{len(failed)} of {len(subjects or there)} subjects failed: {', '.join(failed)}")
+        _say(
+            f"{len(failed)} of {len(subjects or there)} subjects failed: {', '.join(failed)}; the same command tries "
+            "them again, and only them"
+        )
     return 1 if failed else 0
+
+
+def _train_one(name: str, recipe: DreamboothRecipe, lender: Lender) -> dict[str, Any] | None:
+    """Train one subject of several; None, with the reason told, if it failed.
+
+    With several processes only errors of the user's making, which all of them meet, are passed over:
+    after any other the processes are no longer in step, and torchrun has to end them.
+    """
+    try:
+        return train(recipe, lender)
+    except UserError as error:
+        message = str(error)
+    except Exception as error:
+        if processes.world_size() > 1:
+            raise
+        if not isinstance(error, torch.OutOfMemoryError):
+            traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+    _say(f"{name}: {message}")
+    return None
 
 
 def train(recipe: DreamboothRecipe, lender: Lender | None = None) -> dict[str, Any]:
@@ -138,8 +158,7 @@ def train(recipe: DreamboothRecipe, lender: Lender | None = None) -> dict[str, A
         "steps": fitted.steps,
         "samples": fitted.samples,
     }
-    write = writing_is_explained(run.path)(_write)
-    results = processes.on_main(lambda: write(recipe, run, base, data, metrics))
+    results = end_run(run, lambda: _save(recipe, run, base, data, metrics))
     lender.take_back()
     return results
 
@@ -171,27 +190,26 @@ def describe(results: dict[str, Any], output: Path) -> str:
     return "\n".join([*lines, f"  everything is in     {output}"])
 
 
-def _write(
+def _save(
     recipe: DreamboothRecipe, run: RunDirectory, base: SdxlBase, data: DreamboothData, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """Put the trained weights, pictures and results into the run; `results.json` last."""
+) -> Ending:
+    """Put the trained weights into the run."""
     about = {"subject": data.subject.name, "class_word": data.subject.class_word, "token": recipe.data.token}
     save_run(base, run.path, **about)
-    course = series(read_metrics(run.metrics), "loss")
-    if course[0]:
-        plot_curves(run.plots / "loss.png", {method_label(recipe.adapter.method): course}, ylabel="training loss")
-    write_diagnostics(run.path, nn.ModuleDict(dict(base.adapters.items())))
-    return run.write_results(
-        task="dreambooth",
-        dataset=data.subject.name,
-        method=recipe.adapter.method,
-        metrics=metrics,
-        n=len(data.subject.pictures),
-        skipped=len(data.report.skipped),
-        seed=recipe.seed,
-        class_word=data.subject.class_word,
-        token=recipe.data.token,
-    )
+    results = {
+        "task": "dreambooth",
+        "dataset": data.subject.name,
+        "method": recipe.adapter.method,
+        "metrics": metrics,
+        "n": len(data.subject.pictures),
+        "skipped": len(data.report.skipped),
+        "seed": recipe.seed,
+        "class_word": data.subject.class_word,
+        "token": recipe.data.token,
+    }
+    adapters = nn.ModuleDict(dict(base.adapters.items()))
+    samples = last_drawn(run.path, recipe, data.subject.class_word)
+    return Ending(method_label(recipe.adapter.method), adapters, results, samples)
 
 
 def _say(text: str) -> None:

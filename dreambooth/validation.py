@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from common.files import atomic_write
+from common.pictures import encoded
+from common.reporting.samples import Sample, Samples
 from common.training import processes
+from common.words import counted
 from common.write_errors import writing_is_explained
 from dreambooth.config import DreamboothRecipe, fill_in
 from dreambooth.generate import PictureJob, embed_prompts, generate
@@ -75,18 +78,27 @@ class Validation:
             batch_size=AT_ONCE,
             embedded=self._embedded,
         )
-        found = [_encoded(picture) for picture in drawn]
+        found = [_made_small(picture) for picture in drawn]
         base.vae.to("cpu")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return found
 
 
-def _encoded(picture: Image.Image) -> bytes:
+def last_drawn(run: Path, recipe: DreamboothRecipe, class_word: str) -> Samples | None:
+    """The newest grid of a run as its samples; None where none was drawn."""
+    config = recipe.validation
+    grids = sorted((run / FOLDER).glob("step-*.png"))
+    if not config.prompts or not grids:
+        return None
+    about = f"The validation prompts, drawn at the end from {counted(config.pictures, 'fixed seed')} each."
+    prompts = [fill_in(prompt, token=recipe.data.token, class_word=class_word) for prompt in config.prompts]
+    return Samples("pictures", about, [Sample(f"{FOLDER}/{grids[-1].name}", question="; ".join(prompts))])
+
+
+def _made_small(picture: Image.Image) -> bytes:
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()
+    return encoded(picture)
 
 
 def _write(path: Path, pictures: Sequence[bytes], prompts: Sequence[str], seeds: Sequence[int], step: int) -> None:
@@ -97,7 +109,5 @@ def _write(path: Path, pictures: Sequence[bytes], prompts: Sequence[str], seeds:
     ]
     columns = [Columns("", [f"seed {seed}" for seed in seeds])]
     side = max(LEAST_SIDE, images[0].width)
-    content = io.BytesIO()
-    draw_sheet(columns, rows, side=side, title=f"after {step} steps").save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content.getvalue())
+    atomic_write(path, encoded(draw_sheet(columns, rows, side=side, title=f"after {counted(step, 'step')}")))

@@ -10,13 +10,15 @@ from typing import Any
 
 from accelerate import PartialState
 
+from common.commands import require_between
 from common.errors import UserError
 from common.files import write_json
 from common.recipes import parse
 from common.reporting.runs import Run, read_json, read_run
 from common.reporting.tables import render_text
 from common.training import processes
-from common.training.loader import default_workers
+from common.training.environment import made_by
+from common.words import counted, listed
 from common.write_errors import writing_is_explained
 from vit_classify.config import VitRecipe, recipe_problems
 from vit_classify.data import DeviceTransform, EvalImages, VitData, open_data
@@ -39,6 +41,7 @@ class Measurement:
         batch_size: pictures at once in one process.
         output: where the files go; the run directory unless told otherwise.
         overwrite: replace the measurement of another split or source that is there.
+        command: the words that asked for it.
     """
 
     run: Path
@@ -47,6 +50,7 @@ class Measurement:
     batch_size: int
     output: Path
     overwrite: bool
+    command: Sequence[str] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +78,7 @@ def read_arguments(argv: Sequence[str]) -> Measurement:
     parser.add_argument("--output", type=Path, help="folder for the files; default: the run directory")
     parser.add_argument("--overwrite", action="store_true", help="replace another measurement in the output folder")
     options, rest = parser.parse_known_args(argv)
-    if not 1 <= options.batch_size < 2**32:
-        raise UserError(f"--batch-size={options.batch_size} must be at least 1 and less than {2**32}")
+    require_between("--batch-size", options.batch_size)
     foreign = [word for word in rest if word.startswith("--") and not word.startswith("--data.")]
     if foreign:
         raise UserError(
@@ -87,7 +90,13 @@ def read_arguments(argv: Sequence[str]) -> Measurement:
         ["--config", str(options.run / "config.yaml"), *rest], VitRecipe, prog=PROG, problems=recipe_problems
     )
     return Measurement(
-        options.run, recipe, options.split, options.batch_size, options.output or options.run, options.overwrite
+        options.run,
+        recipe,
+        options.split,
+        options.batch_size,
+        options.output or options.run,
+        options.overwrite,
+        argv,
     )
 
 
@@ -125,7 +134,7 @@ def measure(job: Measurement) -> dict[str, Any]:
         transform,
         dataset,
         job.batch_size,
-        default_workers() if job.recipe.data.num_workers is None else job.recipe.data.num_workers,
+        job.recipe.data.num_workers,
         job.recipe.train.precision,
         description=f"{data.name} {job.split}",
     )
@@ -164,7 +173,7 @@ def require_same_classes(found: Sequence[str], known: Sequence[str], job: Measur
             f"and {known[first]} in the run; a folder per class keeps the order"
         )
     parts = [
-        f"{len(names)} {text}: {shortened(names)}"
+        f"{len(names)} {text}: {listed(names, 6)}"
         for names, text in ((missing, "of the run are not there"), (foreign, "are unknown to the run"))
         if names
     ]
@@ -172,11 +181,6 @@ def require_same_classes(found: Sequence[str], known: Sequence[str], job: Measur
         f"{where} has other classes than the run {job.run} was trained for ({len(found)} and {len(known)}); "
         f"{'; '.join(parts)}. Measure on the same classes, or train a run for these"
     )
-
-
-def shortened(names: Sequence[str], most: int = 6) -> str:
-    """The first few names, and that there are more."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def write(
@@ -203,11 +207,14 @@ def write(
         "skipped": len(data.report.skipped),
         "skipped_pictures": [list(pair) for pair in data.report.skipped],
         "warnings": data.report.warnings,
+        **made_by(PROG, job.command),
     }
     write_json(job.output / f"{PREFIX}.json", results)
-    print(f"{data.name}, {job.split}: top-1 accuracy {percent} of {len(predictions.labels)} pictures")
+    pictures = counted(len(predictions.labels), "picture")
+    print(f"{data.name}, {job.split}: top-1 accuracy {percent} of {pictures}")
     if data.report.skipped:
-        print(f"{len(data.report.skipped)} unreadable pictures of the set were left out; {PREFIX}.json names them")
+        unreadable = counted(len(data.report.skipped), "unreadable picture")
+        print(f"left out: {unreadable} of the set; {PREFIX}.json names them")
     for warning in data.report.warnings:
         print(f"warning: {warning}")
     worst = worst_classes(predictions, class_names)

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
+from common.words import first_line, listed
 from llava.assemble_parts import (
     LANGUAGE_MODEL,
     VISION_TOWER,
@@ -146,7 +147,7 @@ def build(
                 output_loading_info=True,
             )
     except (ImportError, ValueError) as error:  # flash attention or bitsandbytes is not there, or not for this model
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"model.attention={attention}, model.quantization={quantization}: {reason}") from error
     _require_exact(info)
     layers = model.model.multi_modal_projector.to(torch.float32)
@@ -271,8 +272,7 @@ def _require_exact(info: Mapping[str, Any]) -> None:
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in info.get(key) or ())
         if names:
-            rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            lines.append(f"{len(names)} {key.replace('_', ' ')}: {', '.join(names[:6])}{rest}")
+            lines.append(f"{len(names)} {key.replace('_', ' ')}: {listed(names, 6)}")
     if lines:
         raise UserError("the weights do not fit the model that config.json describes: " + "; ".join(lines))
 

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, CLIPVisionConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from common.errors import UserError
+from common.words import first_line
 from llava.convert import INTERNLM2, internlm2_config, internlm2_weights
 from llava.model_files import Weights, read_config, read_json_object, read_weights
 
@@ -93,7 +94,7 @@ def as_config(content: dict[str, Any], folder: Path) -> Any:
     try:
         return CONFIG_MAPPING[content["model_type"]].from_dict(copy.deepcopy(content))
     except Exception as error:  # one class for each way in which a configuration is wrong
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{folder / 'config.json'} is not a configuration that transformers knows ({reason}); models that bring "
             "their own code are not run here"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from common.commands import require_between
 from common.errors import UserError
 from common.pictures import DecodeError
-from llava.conversation import Turn, encode_prompt, template_for
+from llava.conversation import Turn
 from llava.data.pictures import load_picture
 from llava.generation import generate
 from llava.model_base import LlavaBase
@@ -32,7 +33,6 @@ class Chat:
 
     def __init__(self, base: LlavaBase, image: Image.Image | None = None, max_new_tokens: int = 512) -> None:
         self._base, self._max_new_tokens = base, max_new_tokens
-        self._template = template_for(base.template, base.tokenizer)
         self._turns: list[Turn] = []
         self._image = image
 
@@ -57,15 +57,8 @@ class Chat:
         """
         first = not self._turns
         turns = [*self._turns, Turn("human", question, first and self._image is not None)]
-        base = self._base
-        prompt = encode_prompt(
-            turns,
-            self._template,
-            base.tokenizer,
-            image_token_id=base.image_token_id,
-            image_tokens=base.image_tokens,
-        )
-        [answer] = generate(base, [prompt], [self._image], max_new_tokens=self._max_new_tokens, on_text=on_text)
+        base, limit = self._base, self._max_new_tokens
+        [answer] = generate(base, [base.prompt(turns)], [self._image], max_new_tokens=limit, on_text=on_text)
         self._turns = [*turns, Turn("gpt", answer)]
         return answer
 
@@ -73,8 +66,7 @@ class Chat:
 def main(argv: Sequence[str] | None = None) -> int:
     """Open the model and talk; exit status 0."""
     options = _parser().parse_args(list(argv or []))
-    if not 1 <= options.max_new_tokens < 2**20:
-        raise UserError(f"--max_new_tokens={options.max_new_tokens} must be at least 1")
+    require_between("--max-new-tokens", options.max_new_tokens)
     image = None if options.image is None else open_picture(options.image)
     chat = Chat(open_model(options), image, options.max_new_tokens)
     if options.prompt is not None:
@@ -150,5 +142,5 @@ def _parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     parser.add_argument("--image", type=Path, help="the picture to talk about; none: text alone")
     parser.add_argument("--prompt", help="ask this, print the answer, and end; else questions come from the input")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="an answer is cut there; default: 512")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="an answer is cut there; default: 512")
     return parser

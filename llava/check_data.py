@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from common.config import did_you_mean
 from common.errors import UserError
 from common.files import atomic_write
 from common.recipes import hide_sections, parse
 from common.reporting.histogram import plot_histogram
+from common.words import did_you_mean
 from llava.config import DataConfig, LlavaRecipe, ModelConfig, recipe_problems
 from llava.conversation import template_for
 from llava.data.dataset import Source, count_tokens, open_source

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
-from common.config import OPTIONS, AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
-from common.files import absolute
+from common.config import AdapterConfig, LossMean, OnError, Resume, TrainConfig
+from common.config_checks import (
+    adapter_problems,
+    frozen_base_problems,
+    idle_problems,
+    part_rank_problems,
+    run_problems,
+    train_problems,
+    value_problems,
+)
+from common.files import absolute, resolved
 
 Stage = Literal["finetune", "pretrain"]
 TemplateName = Literal["vicuna_v1", "llama3", "internlm2", "tokenizer"]
 Batching = Literal["length", "modality_length", "random", "packed"]
 Quantization = Literal["none", "nf4"]
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
-LossMean = Literal["global_batch", "micro_batch"]
-OnError = Literal["skip", "raise"]
 
 # All linear layers of a Llama block, and of a CLIP block, as transformers names them.
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOWER_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def with_places(recipe: LlavaRecipe) -> LlavaRecipe:
             path=absolute(data.path),
             image_root=absolute(data.image_root),
             validation_path=absolute(data.validation_path),
-            cache_dir=data.cache_dir and str(Path(data.cache_dir).expanduser().resolve()),
+            cache_dir=resolved(data.cache_dir),
         ),
     )
 
@@ -178,8 +183,7 @@ def recipe_problems(recipe: LlavaRecipe) -> list[str]:
     found += _model_problems(recipe) + _data_problems(recipe.data)
     if recipe.stage == "finetune":
         found += adapter_problems(recipe.adapter) + _tower_problems(recipe)
-    if recipe.seed < 0:
-        found.append(f"seed={recipe.seed} must not be negative")
+    found += run_problems(recipe.seed, recipe.data.num_workers)
     if recipe.train.epochs is None and recipe.train.max_steps is None:
         found.append("neither train.epochs nor train.max_steps is given; LLaVA-1.5 trains one epoch")
     if recipe.data.path is None:
@@ -235,31 +239,17 @@ def _data_problems(data: DataConfig) -> list[str]:
             f"data.packed_length={data.packed_length} must not be less than "
             f"data.max_text_tokens={data.max_text_tokens}: a sample has to fit into a row"
         )
-    if data.num_workers is not None and not 0 <= data.num_workers <= MOST_WORKERS:
-        found.append(f"data.num_workers={data.num_workers} must lie between 0 and {MOST_WORKERS}")
     return found
 
 
 def _tower_problems(recipe: LlavaRecipe) -> list[str]:
-    tower, method, found = recipe.tower, recipe.adapter.method, []
-    if method in ("full", "linear_probe", "full_moe"):
-        found.append(
-            f"adapter.method={method} is not for llava, where the language model stays frozen; use an adapter method "
-            "such as lora, moslora or goat (stage=pretrain trains the projector alone)"
-        )
+    tower, method = recipe.tower, recipe.adapter.method
+    stays = "the language model stays frozen (stage=pretrain trains the projector alone)"
+    found = frozen_base_problems(method, "llava", stays)
     if tower.mixer == "identity" and method not in ("moslora", "ts_mixing"):
         found.append(
             f"tower.mixer=identity has no effect with adapter.method={method}; it is for moslora and ts_mixing"
         )
     if not tower.adapt:
-        found += [
-            f"tower.{key}={getattr(tower, key)} has no effect with tower.adapt=False"
-            for key in ("r", "alpha", "target_modules")
-            if getattr(tower, key) is not None
-        ]
-    if tower.r is not None and tower.r < 1:
-        found.append(f"tower.r={tower.r} must be at least 1")
-    experts = recipe.adapter.num_experts or 8
-    if tower.r is not None and "num_experts" in OPTIONS[method] and tower.r % experts:
-        found.append(f"tower.r={tower.r} is not a multiple of adapter.num_experts={experts}")
-    return found
+        found += idle_problems(tower, "tower", ("r", "alpha", "target_modules"), "tower.adapt=False")
+    return found + part_rank_problems(tower.r, "tower", recipe.adapter)

@@ -25,10 +25,9 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.training.order import IGNORED_LABEL
 from llava.config import TemplateName
 from llava.sections import Place, SectionEncoder
-
-IGNORED_LABEL = -100
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

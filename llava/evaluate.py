@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.training import processes
-from common.training.loader import batches_of, outlive_signals
+from common.training.loader import batches_of, outlive_signals, workers_for
 from llava.model import LlavaBase
 from llava.objective import LlavaObjective
 
@@ -23,7 +23,7 @@ def validation_loss(
     *,
     lengths: Sequence[int],
     batch_size: int,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
 ) -> dict[str, float]:
     """Mean loss and accuracy per supervised token; a collective call.
 
@@ -34,7 +34,7 @@ def validation_loss(
         collate: samples -> batch.
         lengths: of the samples; those of like length share a batch.
         batch_size: samples at once in one process.
-        num_workers: processes that load samples, per process.
+        num_workers: processes that load samples, per process; None: `default_workers()`.
 
     Returns:
         `loss` and `token_accuracy`; the same in every process.
@@ -45,7 +45,7 @@ def validation_loss(
         samples,
         batch_sampler=[own[first : first + batch_size] for first in range(0, len(own), batch_size)],
         collate_fn=collate,
-        num_workers=num_workers,
+        num_workers=workers_for(num_workers),
         worker_init_fn=outlive_signals,
     )
     was_training = objective.training

@@ -1,4 +1,6 @@
-"""Answers of a LLaVA model: greedy, in batches, with or without pictures.
+"""Answers of a LLaVA model: greedy, in batches, with or without pictures, as they come if need be.
+
+`llava.generation_shared` gives the same answers to many questions about few pictures in less time.
 
 B prompts in a batch, T tokens, I pictures in a batch, S picture size.
 """
@@ -12,8 +14,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
-from common.adapters import set_token_mask
-from llava.conversation import stop_ids, template_for
 from llava.model_base import LlavaBase
 
 
@@ -33,7 +33,7 @@ def generate(
 
     Args:
         base: from `load_model` or `load_run`.
-        prompts: token ids, from `llava.conversation.encode_prompt`.
+        prompts: token ids, from `LlavaBase.prompt`.
         images: for each prompt its picture, or None where it has no picture tokens.
         max_new_tokens: an answer is cut there.
         batch_size: prompts at once.
@@ -47,17 +47,12 @@ def generate(
     for prompt, image in zip(prompts, images, strict=True):
         wanted = 0 if image is None else base.image_tokens
         assert list(prompt).count(base.image_token_id) == wanted, "picture tokens and picture do not go together"
-    was_training = base.model.training
-    base.model.eval()
-    set_token_mask(base.model, None)  # that of the last training batch
-    try:
-        answers = []
+    answers = []
+    with base.answering():
         for start in range(0, len(prompts), batch_size):
             chosen = slice(start, start + batch_size)
             answers += _generate_batch(base, prompts[chosen], images[chosen], max_new_tokens, on_text)
-        return answers
-    finally:
-        base.model.train(was_training)
+    return answers
 
 
 def _generate_batch(
@@ -73,11 +68,10 @@ def _generate_batch(
     input_ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])  # (B, T)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])  # (B, T)
     inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-    pictures = [image.convert("RGB") for image in images if image is not None]
+    pictures = [image for image in images if image is not None]
     if pictures:
-        values = base.image_processor(images=pictures, return_tensors="pt")["pixel_values"]  # (I, 3, S, S)
-        inputs["pixel_values"] = values.to(device)
-    stops = stop_ids(template_for(base.template, base.tokenizer), base.tokenizer)
+        inputs["pixel_values"] = base.pixels(pictures)  # (I, 3, S, S)
+    stops = base.stops()
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -87,9 +81,8 @@ def _generate_batch(
         suppress_tokens=[base.image_token_id],  # a picture is no answer
     )
     streamer = None if on_text is None else _Pieces(base, stops, on_text)
-    with torch.inference_mode(), base.autocast():
-        # positions are counted over the mask, so that padding moves nothing
-        tokens = base.llava().generate(**inputs, generation_config=config, streamer=streamer)
+    # positions are counted over the mask, so that padding moves nothing
+    tokens = base.llava().generate(**inputs, generation_config=config, streamer=streamer)
     return [text_of(base, row, stops) for row in tokens[:, length:].tolist()]
 
 

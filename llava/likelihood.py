@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.adapters import set_token_mask
-from llava.conversation import IGNORED_LABEL, Encoded, Turn, encode, template_for
+from common.training.order import IGNORED_LABEL
+from llava.conversation import Encoded, Turn, encode
 from llava.model import LlavaBase
 
 
@@ -68,33 +68,27 @@ def score_options(
     Returns:
         For each question one score for each option, in their order.
     """
-    was_training = base.model.training
-    base.model.eval()
-    set_token_mask(base.model, None)  # that of the last training batch
     found: list[list[OptionScore]] = []
     with (
         tqdm(total=len(choices), desc=description, leave=False, disable=None if show_progress else True) as bar,
-        torch.inference_mode(),
-        base.autocast(),
+        base.answering(),
     ):
         for first in range(0, len(choices), batch_size):
             part = choices[first : first + batch_size]
             scores = iter(_score_rows(base, _rows(base, part), _pictures(base, part)))
             found += [[next(scores) for _ in choice.options] for choice in part]
             bar.update(len(part))
-    base.model.train(was_training)
     return found
 
 
 def _rows(base: LlavaBase, choices: Sequence[Choice]) -> list[Encoded]:
-    template = template_for(base.template, base.tokenizer)
     rows = []
     for choice in choices:
         for option in choice.options:
             turns = [Turn("human", choice.question, image=choice.image is not None), Turn("gpt", option)]
             row = encode(
                 turns,
-                template,
+                base.wording,
                 base.tokenizer,
                 image_token_id=base.image_token_id,
                 image_tokens=base.image_tokens,
@@ -110,8 +104,8 @@ def _pictures(base: LlavaBase, choices: Sequence[Choice]) -> Tensor | None:
     seen = [(choice.image, len(choice.options)) for choice in choices if choice.image is not None]
     if not seen:
         return None
-    pixels = base.image_processor([image for image, _ in seen], return_tensors="pt")["pixel_values"]
-    return pixels.repeat_interleave(torch.tensor([count for _, count in seen]), dim=0).to(base.device)
+    counts = torch.tensor([count for _, count in seen], device=base.device)
+    return base.pixels([image for image, _ in seen]).repeat_interleave(counts, dim=0)
 
 
 def _score_rows(base: LlavaBase, rows: Sequence[Encoded], pixel_values: Tensor | None) -> Iterator[OptionScore]:

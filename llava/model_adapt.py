@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
-from torch import nn
 
-from common.adapters import METHODS, build_config
+from common.adapters import METHODS, build_config, check_targets
 from common.adapters.methods import recipe_overrides
-from common.adapters.start import require_fitting_rank
-from common.adapters.tuner import require_linear
-from common.config import did_you_mean, uses_alpha
+from common.config import DEFAULT_ALPHA, uses_alpha
 from common.errors import UserError
 from llava.config import TARGET_MODULES, TOWER_TARGET_MODULES, LlavaRecipe
 from llava.model_base import LlavaBase
@@ -97,10 +94,10 @@ def peft_config(llava: Any, recipe: LlavaRecipe) -> PeftConfig:
     Raises:
         UserError: see `prepare_training`.
     """
-    adapter, tower, method = recipe.adapter, recipe.tower, METHODS[recipe.adapter.method]
-    inside = "model.language_model."
+    adapter, tower = recipe.adapter, recipe.tower
+    text = "model.language_model."
     targets: Sequence[str] = adapter.target_modules or TARGET_MODULES
-    parts = [_Part("adapter", "the language model", inside, re.escape(inside), targets, adapter.r)]
+    parts = [_Part("adapter", "the language model", text, re.escape(text), targets, adapter.r)]
     if tower.adapt:
         # by number: on the undropped tower of stock transformers the pattern would match layers without weights
         numbers = "|".join(map(str, range(llava.config.vision_config.num_hidden_layers)))
@@ -108,7 +105,10 @@ def peft_config(llava: Any, recipe: LlavaRecipe) -> PeftConfig:
         targets, r = tower.target_modules or TOWER_TARGET_MODULES, adapter.r if tower.r is None else tower.r
         parts.append(_Part("tower", "the vision tower", "model.vision_tower.", layers, targets, r))
     for part in parts:
-        _check_targets(llava, part, ranked=method.ranked)
+        inside = [name for name, _ in llava.named_modules() if name.startswith(part.prefix)]
+        among = [*inside, HEAD] if part.key == "adapter" else inside
+        own = replace(adapter, r=part.r)
+        check_targets(llava, part.targets, own, among=among, key=f"{part.key}.target_modules", part=part.name)
     patterns = _tower_patterns(recipe) if tower.adapt else {}
     return build_config(
         adapter.method,
@@ -134,7 +134,7 @@ def _tower_patterns(recipe: LlavaRecipe) -> dict[str, Any]:
     adapter, tower, method = recipe.adapter, recipe.tower, METHODS[recipe.adapter.method]
     wanted = {
         "r": ("rank_pattern", tower.r, adapter.r),
-        "alpha": ("alpha_pattern", tower.alpha, 16.0 if adapter.alpha is None else adapter.alpha),
+        "alpha": ("alpha_pattern", tower.alpha, DEFAULT_ALPHA if adapter.alpha is None else adapter.alpha),
         "mixer": ("mixer_pattern", "identity" if tower.mixer == "identity" else None, None),
     }
     found = {}
@@ -148,20 +148,3 @@ def _tower_patterns(recipe: LlavaRecipe) -> dict[str, Any]:
             )
         found[pattern] = {_TOWER: value}
     return found
-
-
-def _check_targets(llava: nn.Module, part: _Part, *, ranked: bool) -> None:
-    modules = {name: module for name, module in llava.named_modules() if name.startswith(part.prefix)}
-    if part.key == "adapter":
-        modules[HEAD] = llava.get_submodule(HEAD)
-    for target in part.targets:
-        matches = [name for name in modules if name == target or name.endswith("." + target)]
-        if not matches:
-            known = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)}
-            raise UserError(
-                f"{part.key}.target_modules: {target!r} matches no layer of {part.name}; {did_you_mean(target, known)}"
-            )
-        for name in matches:
-            layer = require_linear(name, modules[name], llava.get_submodule(name.rpartition(".")[0]))
-            if ranked:
-                require_fitting_rank(part.r, layer.in_features, layer.out_features, name)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from common.adapters import set_token_mask
 from common.config import Precision
 from llava.assemble import Parts, build, find_parts
 from llava.config import ModelConfig, TemplateName
+from llava.conversation import Template, Turn, encode_prompt, stop_ids, template_for
 
 
 @dataclass
@@ -56,6 +61,42 @@ class LlavaBase:
         """The `LlavaForConditionalGeneration` itself, with its adapters in it, without PEFT's wrapper."""
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @functools.cached_property
+    def wording(self) -> Template:
+        """The template itself, with the tokenizer's special tokens."""
+        return template_for(self.template, self.tokenizer)
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens of a conversation up to where the model's next answer begins.
+
+        Args:
+            turns: human and gpt by turns, beginning and ending with human.
+        """
+        return encode_prompt(
+            turns, self.wording, self.tokenizer, image_token_id=self.image_token_id, image_tokens=self.image_tokens
+        )
+
+    def stops(self) -> list[int]:
+        """The tokens at which an answer is over."""
+        return stop_ids(self.wording, self.tokenizer)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures as the vision tower takes them, (I, 3, S, S) float32, on the model's device."""
+        rgb = [image.convert("RGB") for image in images]
+        return self.image_processor(images=rgb, return_tensors="pt")["pixel_values"].to(self.device)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """The context of inference: evaluation mode and no gradients; the model's mode comes back at its end."""
+        was_training = self.model.training
+        self.model.eval()
+        set_token_mask(self.model, None)  # that of the last training batch
+        try:
+            with torch.inference_mode(), self.autocast():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context a forward runs in: bfloat16 autocast, or none in float32."""

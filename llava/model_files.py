@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
+from common.weights import damaged, read_pickle
+from common.words import listed
 from llava.demo import PREFIX, model_folder
 
 CONFIG_FILE = "config.json"
@@ -181,7 +183,7 @@ def _read_index(index: Path) -> Weights:
         weights.update(_open(index.parent / name))
     absent = sorted(places.keys() - weights.keys())
     if absent:
-        raise UserError(f"{index} promises tensors that its files do not hold: {_some('missing', absent)}")
+        raise UserError(f"{index} promises tensors that its files do not hold: {listed(absent, 6)}")
     return weights
 
 
@@ -190,23 +192,7 @@ def _open(path: Path) -> Weights:
         raise UserError(f"{path} is missing; fetch the model again")
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
-    try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # the old format, not to be mapped
-    except Exception as error:  # torch.load raises a different class for each way in which a file is wrong
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as plain tensors ({reason}); pickled code is not run here: convert it to "
-            "safetensors on a machine where you trust it, or fetch it again"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict: expected names with tensors")
-    return {name: LazyTensor.of(tensor) for name, tensor in state.items()}
+    return {name: LazyTensor.of(tensor) for name, tensor in read_pickle(path, mapped=True).items()}
 
 
 def _open_safetensors(path: Path) -> Weights:
@@ -218,11 +204,4 @@ def _open_safetensors(path: Path) -> Weights:
             weights[name] = LazyTensor(tuple(part.get_shape()), part.__getitem__)
         return weights
     except SafetensorError as error:
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or incomplete: {error}; fetch it again"
-        ) from error
-
-
-def _some(what: str, names: list[str]) -> str:
-    rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"{len(names)} {what}: {', '.join(names[:6])}{rest}"
+        raise damaged(path, error) from error

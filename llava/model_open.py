@@ -8,11 +8,12 @@ from typing import get_args
 
 import xxhash
 
+from common.cache import hash_file
+from common.commands import add_device_option
 from common.config import Precision
 from common.devices import usable_device
 from common.errors import UserError
 from llava.config import ModelConfig, TemplateName
-from llava.data.store import hash_file
 from llava.model_base import LlavaBase, load_model
 from llava.model_run import ADAPTER, PROJECTOR_FILE, load_run
 
@@ -32,7 +33,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         help="of the frozen weights; default: the run's, or bf16 on a GPU and float32 without one",
     )
-    parser.add_argument("--device", help="such as cuda, cuda:1, cpu; default: a GPU where there is one")
+    add_device_option(parser)
 
 
 def open_model(options: argparse.Namespace) -> LlavaBase:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import save_file
 
 from common.adapters.files import load_adapter, save_adapter
 from common.config import Precision
@@ -21,8 +19,9 @@ from common.export import require_empty, require_mergeable
 from common.files import write_json
 from common.recipes import load
 from common.reporting.runs import require_run_of
+from common.weights import write_tensors
 from llava.config import LlavaRecipe, recipe_problems
-from llava.conversation import Template, stop_ids, template_for
+from llava.conversation import Template
 from llava.model_base import LlavaBase, load_model
 from llava.model_files import read_json_object
 
@@ -43,9 +42,7 @@ def save_run(base: LlavaBase, run_path: str | Path) -> None:
         save_adapter(base.model, path / ADAPTER)
     else:
         state = base.llava().model.multi_modal_projector.state_dict(prefix="multi_modal_projector.")
-        temporary = path / f"{PROJECTOR_FILE}.tmp"
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path / PROJECTOR_FILE)
+        write_tensors(path / PROJECTOR_FILE, state)
     about = {
         "template": base.template,
         "image_token_id": base.image_token_id,
@@ -118,8 +115,8 @@ def save_merged(run_path: str | Path, directory: str | Path) -> None:
         base.model = base.model.merge_and_unload(safe_merge=True)
     llava: Any = base.model
     llava.to(torch.bfloat16 if base.precision == "bf16" else torch.float32)  # the projector was float32
-    template = template_for(base.template, base.tokenizer)
-    llava.generation_config.eos_token_id = stop_ids(template, base.tokenizer)
+    template = base.wording
+    llava.generation_config.eos_token_id = base.stops()
     if template.name != "tokenizer":
         base.processor.chat_template = chat_template(template, base.tokenizer.bos_token)
     llava.save_pretrained(directory)

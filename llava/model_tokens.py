@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.words import first_line
 from llava.convert_tokenizer import plain_tokenizer
 
 IMAGE_TOKEN = "<image>"
@@ -57,7 +58,7 @@ def open_tokenizer(key: str, folder: Path, *, plain: bool = False) -> PreTrained
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # one class for each of its backends
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{key}={folder} has no tokenizer that can be loaded ({reason}); it needs tokenizer.json, or "
             "tokenizer.model, beside the weights"

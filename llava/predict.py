@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from common.commands import require_between, require_one_process, say
 from common.errors import UserError
 from common.files import append_json_line, atomic_write, read_json_lines
 from common.pictures import DecodeError
+from common.words import counted
 from common.write_errors import writing_is_explained
 from llava.answers import MARK, mark
-from llava.conversation import Turn, encode_prompt, template_for
+from llava.conversation import Turn
 from llava.data.pictures import find, load_picture, problem_of
 from llava.data.reading import read_records
 from llava.data.rules import Defect, normalise, turns_of
@@ -60,18 +61,16 @@ class _Prompt:
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer; exit status 1 when some rows could not be."""
     options = _parser().parse_args(list(argv or []))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{PROG} is one process; split the questions into files, and give each a --device")
+    require_one_process(PROG, "split the questions into files, and give each a --device")
     for key in ("batch_size", "max_new_tokens"):
-        if not 1 <= getattr(options, key) < 2**20:
-            raise UserError(f"--{key}={getattr(options, key)} must be at least 1")
+        require_between(f"--{key.replace('_', '-')}", getattr(options, key))
     root = os.path.realpath(options.image_root or options.questions.parent)
     questions, problems = read_questions(options.questions, root)
     for problem in problems[:_SHOWN]:
-        _say(f"left out: {problem}")
+        say(f"left out: {problem}")
     if len(problems) > _SHOWN:
-        _say(f"and {len(problems) - _SHOWN} more")
-    _say(f"{len(questions):,} questions; rows left out: {len(problems):,}")
+        say(f"and {len(problems) - _SHOWN} more")
+    say(f"{counted(len(questions), 'question')}; rows left out: {len(problems):,}")
     _prepare(options.output)
     failed = predict(options, questions, root)
     return int(bool(problems or failed))
@@ -145,22 +144,15 @@ def predict(options: argparse.Namespace, questions: Sequence[Question], root: st
         UserError: the model cannot be opened, or the output holds other answers.
     """
     base = open_model(options)
-    template = template_for(base.template, base.tokenizer)
     model = f"{identity(options, base)} {base.template} {base.precision} {options.max_new_tokens}"
     prompts, failed = [], 0
     for question in questions:
-        ids = encode_prompt(
-            [question.turn],
-            template,
-            base.tokenizer,
-            image_token_id=base.image_token_id,
-            image_tokens=base.image_tokens,
-        )
+        ids = base.prompt([question.turn])
         prompts.append(_Prompt(question, ids, mark(model, ids, _content(root, question.image))))
     done = _answered(options.output, prompts, options.overwrite)
     waiting = sorted((p for p in prompts if p.question.id not in done), key=lambda prompt: -len(prompt.ids))
     if done:
-        _say(f"{len(done):,} are answered in {options.output} already")
+        say(f"{counted(len(done), 'question')} answered in {options.output} already")
     with tqdm(total=len(prompts), initial=len(done), desc="answering", unit=" questions", disable=None) as bar:
         for start in range(0, len(waiting), options.batch_size):
             batch = waiting[start : start + options.batch_size]
@@ -180,7 +172,7 @@ def predict(options: argparse.Namespace, questions: Sequence[Question], root: st
             failed += len(batch) - len(ready)
             bar.update(len(batch))
     _write(options.output, [done[question.id] for question in questions if question.id in done])
-    _say(f"{len(done):,} answers are in {options.output}")
+    say(f"{counted(len(done), 'answer')} in {options.output}")
     return failed
 
 
@@ -190,7 +182,7 @@ def _with_pictures(batch: Iterable[_Prompt], root: str) -> Iterable[tuple[_Promp
         try:
             yield prompt, None if name is None else load_picture(root, name)
         except DecodeError as error:
-            _say(f"left out: id {prompt.question.id}: picture {name}: {error}")
+            say(f"left out: id {prompt.question.id}: picture {name}: {error}")
 
 
 def _answered(output: Path, prompts: Sequence[_Prompt], overwrite: bool) -> dict[str, dict[str, Any]]:
@@ -201,8 +193,8 @@ def _answered(output: Path, prompts: Sequence[_Prompt], overwrite: bool) -> dict
     strange = _whole_lines(output) - len(kept)
     if strange and not overwrite:
         raise UserError(
-            f"{output} holds {strange} lines that are not answers of this model to these questions; choose another "
-            "--output, or give --overwrite to answer them anew"
+            f"{output} holds what are not answers of this model to these questions ({counted(strange, 'line')}); "
+            "choose another --output, or give --overwrite to answer them anew"
         )
     _write(output, kept.values())  # without a line that a crash has cut
     return kept
@@ -233,13 +225,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROG, description=__doc__, allow_abbrev=False)
     add_model_options(parser)
     parser.add_argument("--questions", required=True, type=Path, help='JSON lines of {"id", "question", "image"?}')
-    parser.add_argument("--image_root", type=Path, help="folder of the pictures; default: that of the questions")
+    parser.add_argument("--image-root", type=Path, help="folder of the pictures; default: that of the questions")
     parser.add_argument("--output", required=True, type=Path, help='JSON lines: the rows with "answer"')
-    parser.add_argument("--batch_size", type=int, default=8, help="questions at once; default: 8")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="an answer is cut there; default: 256")
+    parser.add_argument("--batch-size", type=int, default=8, help="questions at once; default: 8")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="an answer is cut there; default: 256")
     parser.add_argument("--overwrite", action="store_true", help="drop what --output holds of another model")
     return parser
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -11,22 +11,21 @@ from accelerate import PartialState
 
 from common.adapters import trainable_fraction
 from common.recipes import parse
-from common.reporting.diagnostics import write_diagnostics
+from common.reporting.ending import Ending, end_run
 from common.reporting.labels import method_label
-from common.reporting.plots import plot_curves
-from common.reporting.runs import read_metrics, series
+from common.reporting.samples import Samples
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.data_report import keep_report
-from common.training.loader import default_workers
 from common.training.order import Grouping
 from common.training.randomness import seed_everything
 from common.training.sharding import require_shardable
 from common.write_errors import writing_is_explained
 from llava.config import DataConfig, LlavaRecipe, recipe_problems, with_places
-from llava.data import Collate, Conversations, PackedSamples, TrainSamples, open_data
+from llava.data import Collate, Conversations, LlavaData, PackedSamples, TrainSamples, open_data
 from llava.evaluate import validation_loss
 from llava.model import LlavaBase, load_model, peft_config, prepare_training, save_run
 from llava.objective import LlavaObjective
+from llava.samples import answered_questions
 
 PROG = "mosgoat llava train"
 PROJECTOR = "multi_modal_projector"
@@ -99,8 +98,8 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "steps": fitted.steps,
     }
-    write = writing_is_explained(run.path)(_write)
-    return processes.on_main(lambda: write(recipe, run, base, len(data.train), len(data.report.skipped), metrics))
+    answered = answered_questions(base, objective, data, seed=recipe.seed)
+    return end_run(run, lambda: _save(recipe, run, base, data, metrics, answered))
 
 
 def grouping(config: DataConfig, conversations: Conversations) -> Grouping | None:
@@ -157,7 +156,7 @@ def _validation(
 ) -> Callable[[int], dict[str, float]] | None:
     if conversations is None:
         return None
-    samples, workers = TrainSamples(conversations, base), recipe.data.num_workers
+    samples = TrainSamples(conversations, base)
     share = processes.world_size() * recipe.train.gradient_accumulation_steps
     return lambda step: validation_loss(
         objective,
@@ -166,32 +165,26 @@ def _validation(
         collate,
         lengths=conversations.lengths.tolist(),
         batch_size=max(1, recipe.train.batch_size // share),
-        num_workers=default_workers() if workers is None else workers,
+        num_workers=recipe.data.num_workers,
     )
 
 
-def _write(
-    recipe: LlavaRecipe, run: RunDirectory, base: LlavaBase, conversations: int, skipped: int, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """Put the trained weights, pictures and results into the run; `results.json` last."""
+def _save(
+    recipe: LlavaRecipe, run: RunDirectory, base: LlavaBase, data: LlavaData, metrics: dict[str, Any], samples: Samples
+) -> Ending:
+    """Put the trained weights into the run."""
     save_run(base, run.path)
-    method = "projector" if recipe.stage == "pretrain" else recipe.adapter.method
-    name = "projector" if recipe.stage == "pretrain" else method_label(recipe.adapter.method)
-    lines = read_metrics(run.metrics)
-    for key, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
-        course = series(lines, key)
-        if course[0]:
-            plot_curves(run.plots / f"{key}.png", {name: course}, ylabel=label)
-    write_diagnostics(run.path, base.model)
-    return run.write_results(
-        task="llava",
-        dataset=Path(str(recipe.data.path)).stem,
-        method=method,
-        metrics=metrics,
-        n=conversations,
-        skipped=skipped,
-        seed=recipe.seed,
-    )
+    pretrained = recipe.stage == "pretrain"
+    results = {
+        "task": "llava",
+        "dataset": Path(str(recipe.data.path)).stem,
+        "method": "projector" if pretrained else recipe.adapter.method,
+        "metrics": metrics,
+        "n": len(data.train),
+        "skipped": len(data.report.skipped),
+        "seed": recipe.seed,
+    }
+    return Ending("projector" if pretrained else method_label(recipe.adapter.method), base.model, results, samples)
 
 
 def _say(text: str) -> None:

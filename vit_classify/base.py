@@ -22,8 +22,8 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
-from common.config import did_you_mean
 from common.errors import UserError
+from common.words import did_you_mean
 from vit_classify.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,

@@ -10,10 +10,12 @@ from typing import Any, get_args
 import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.weights import damaged, read_pickle, write_tensors
+from common.words import listed
 from vit_classify.config import Activation
 
 CONFIG_FILE = "open_clip_config.json"
@@ -30,22 +32,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file at {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     except SafetensorError as error:
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or incomplete: {error}; fetch it again"
-        ) from error
-    except Exception as error:  # torch.load raises a different class for each way in which a file is wrong
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as plain tensors ({reason}); pickled code and TorchScript archives are not "
-            "run here: convert it to safetensors on a machine where you trust it, or fetch it again"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict: expected names with tensors")
+        raise damaged(path, error) from error
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -84,8 +73,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], origin: Path) 
     module.load_state_dict(state)
 
 
-def save_local(
-    model: nn.Module,
+def write_local(
+    state: Mapping[str, Tensor],
     model_cfg: Mapping[str, Any],
     directory: str | Path,
     preprocess: Mapping[str, Any] | None = None,
@@ -93,7 +82,8 @@ def save_local(
     """Write an open_clip model as a folder that `local-dir:` reads, here and in open_clip itself.
 
     Args:
-        model: `open_clip.CLIP` (or the like), with its packed attention.
+        state: of an `open_clip.CLIP` (or the like), with its packed attention; the sizes that OpenAI's own files carry
+            along are left out.
         model_cfg: `embed_dim`, `vision_cfg`, `text_cfg`, and `quick_gelu` where it applies.
         directory: made if absent.
         preprocess: `mean`, `std` and the like; none given: OpenAI's.
@@ -101,23 +91,12 @@ def save_local(
     Returns:
         The directory.
     """
-    return write_local(model.state_dict(), model_cfg, directory, preprocess)
-
-
-def write_local(
-    state: Mapping[str, Tensor],
-    model_cfg: Mapping[str, Any],
-    directory: str | Path,
-    preprocess: Mapping[str, Any] | None = None,
-) -> Path:
-    """`save_local` of a state dict; sizes that OpenAI's own files carry along are left out."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     described = {"model_cfg": dict(model_cfg), "preprocess_cfg": {**openai_preprocess(), **(preprocess or {})}}
     (directory / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n")
-    kept = {key: value.detach().cpu().contiguous() for key, value in state.items() if key not in _EXTRA}
-    activation = "quick_gelu" if model_cfg.get("quick_gelu", False) else "gelu"
-    save_file(kept, directory / WEIGHTS_FILE, metadata={"format": "pt", "activation": activation})
+    kept = {key: value for key, value in state.items() if key not in _EXTRA}
+    write_tensors(directory / WEIGHTS_FILE, kept, {"activation": activation_of(model_cfg)})
     return directory
 
 
@@ -127,7 +106,7 @@ def activation_of(described: Mapping[str, Any]) -> str:
 
 
 def activation_in(path: Path) -> str | None:
-    """What `save_local` noted in a safetensors file; None for files of other origin."""
+    """What `write_local` noted in a safetensors file; None for files of other origin."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -149,5 +128,4 @@ def openai_preprocess() -> dict[str, Any]:
 
 
 def _some(what: str, names: list[str]) -> str:
-    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{len(names)} {what}: {', '.join(names[:4])}{rest}"
+    return f"{len(names)} {what}: {listed(names, 4)}"

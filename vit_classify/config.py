@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
-from common.config import AdapterConfig, Resume, TrainConfig, adapter_problems, train_problems, value_problems
-from common.files import absolute
+from common.config import AdapterConfig, OnError, Resume, TrainConfig
+from common.config_checks import adapter_problems, run_problems, train_problems, value_problems
+from common.files import absolute, resolved
 
 Head = Literal["zero_shot", "linear"]
 Activation = Literal["quick_gelu", "gelu"]
 Pixels = Literal["cache", "decode"]
-OnError = Literal["skip", "raise"]
 
 # q, k, v, out of attention and the two layers of the MLP, as open_clip and our split attention name them.
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
-# More processes than this on one machine are a slip of the finger.
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -104,13 +101,17 @@ def with_places(recipe: VitRecipe) -> VitRecipe:
     model, data = recipe.model, recipe.data
     prefix, folder = "local-dir:", model.name.removeprefix("local-dir:")
     name = f"{prefix}{absolute(folder)}" if model.name.startswith(prefix) else model.name
-    cache = data.cache_dir and str(Path(data.cache_dir).expanduser().resolve())
     default = f"runs/{data.name.replace('/', '-')}-{recipe.adapter.method}-seed{recipe.seed}"
     return replace(
         recipe,
         output=recipe.output or default,
         model=replace(model, name=name, weights=absolute(model.weights)),
-        data=replace(data, source=absolute(data.source), class_names=absolute(data.class_names), cache_dir=cache),
+        data=replace(
+            data,
+            source=absolute(data.source),
+            class_names=absolute(data.class_names),
+            cache_dir=resolved(data.cache_dir),
+        ),
     )
 
 
@@ -119,14 +120,11 @@ def recipe_problems(recipe: VitRecipe) -> list[str]:
     found = adapter_problems(recipe.adapter) + train_problems(recipe.train)
     data = recipe.data
     found += value_problems(recipe) + value_problems(recipe.model, "model.") + value_problems(data, "data.")
-    if recipe.seed < 0:
-        found.append(f"seed={recipe.seed} must not be negative")
+    found += run_problems(recipe.seed, data.num_workers)
     if not 0 < data.validation_fraction < 1:
         found.append(f"data.validation_fraction={data.validation_fraction} must lie strictly between 0 and 1")
     if data.store_size < 16:
         found.append(f"data.store_size={data.store_size} must be at least 16 pixels")
-    if data.num_workers is not None and not 0 <= data.num_workers <= MOST_WORKERS:
-        found.append(f"data.num_workers={data.num_workers} must lie between 0 and {MOST_WORKERS}")
     for template in data.templates or []:
         if "{}" not in template:
             found.append(f"data.templates: {template!r} has no {{}} for the class name")

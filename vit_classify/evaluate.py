@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from common.config import Precision
-from common.training.loader import batches_of, outlive_signals
+from common.training.loader import batches_of, outlive_signals, workers_for
 from vit_classify.data import collate
 
 
@@ -67,7 +67,7 @@ def evaluate(
     transform: Callable[[Mapping[str, Tensor]], Tensor],
     dataset: Dataset[Any],
     batch_size: int = 256,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     precision: Precision = "float32",
     *,
     num_classes: int | None = None,
@@ -82,7 +82,7 @@ def evaluate(
         transform: turns a batch into pixel values on the batch's device.
         dataset: indexed by 0..N-1, gives samples for `vit_classify.data.collate`.
         batch_size: pictures at once in one process.
-        num_workers: processes that load pictures, per process.
+        num_workers: processes that load pictures, per process; None: `default_workers()`.
         precision: `bf16` runs under autocast.
         num_classes: C; none given: the number of the head's class names.
         description: in front of the progress bar.
@@ -97,7 +97,7 @@ def evaluate(
     loader = DataLoader(
         Subset(dataset, indices),
         batch_size,
-        num_workers=num_workers,
+        num_workers=workers_for(num_workers),
         collate_fn=collate,
         worker_init_fn=outlive_signals,
         pin_memory=device.type == "cuda",

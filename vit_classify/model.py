@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import open_clip
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.adapters import attach
@@ -25,13 +23,14 @@ from common.config import AdapterConfig, Method, Precision
 from common.errors import UserError
 from common.files import write_json
 from common.recipes import load
+from common.weights import write_tensors
 from vit_classify.attention import split_attention
 from vit_classify.base import Base, find_base, load_clip, load_tower
-from vit_classify.checkpoint import load_strictly, read_tensors, save_local
+from vit_classify.checkpoint import load_strictly, read_tensors
 from vit_classify.config import TARGET_MODULES, ModelConfig, VitRecipe, recipe_problems
 from vit_classify.head import LinearHead, ZeroShotHead, read_patch_tokens, zero_shot_weight
 
-__all__ = ["VitClassifier", "load_model", "load_run", "prepare_training", "save_local", "save_run"]
+__all__ = ["VitClassifier", "load_model", "load_run", "prepare_training", "save_run"]
 
 
 class VitClassifier(nn.Module):
@@ -162,8 +161,8 @@ def save_run(classifier: VitClassifier, run_dir: str | Path) -> None:
     if isinstance(tower, PeftModel):
         save_adapter(tower, run_dir / "adapter")
     elif classifier.method == "full":
-        _write_tensors(tower, run_dir / "model.safetensors")
-    _write_tensors(head, run_dir / "head.safetensors")
+        write_tensors(run_dir / "model.safetensors", tower.state_dict())
+    write_tensors(run_dir / "head.safetensors", head.state_dict())
     about = {
         "kind": head.kind,
         "class_names": head.class_names,
@@ -231,13 +230,6 @@ def _tokenizer(base: Base) -> open_clip.SimpleTokenizer:
         raise UserError(
             f"model.name={base.name}: its tokenizer cannot be loaded ({error}); fetch it into the Hub's cache first"
         ) from error
-
-
-def _write_tensors(module: nn.Module, path: Path) -> None:
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
 
 
 def _hash(tower: nn.Module) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 
 from common.files import atomic_write
 from common.reporting.plots import plot_confusion
-from common.reporting.tables import Column, Row, Table
+from common.reporting.tables import Column, Row, Table, render_csv
 from vit_classify.evaluate import Predictions
 
 
@@ -46,13 +44,12 @@ def write_image_results(
 
 
 def _as_csv(predictions: Predictions, class_names: Sequence[str], pictures: Sequence[str]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["name", "label", "predicted", "confidence"])
     columns = (pictures, predictions.labels, predictions.predicted, predictions.confidence)
-    for name, label, predicted, confidence in zip(*columns, strict=True):
-        table.writerow([name, class_names[label], class_names[predicted], f"{confidence:.4f}"])
-    return text.getvalue()
+    rows = (
+        (name, class_names[label], class_names[predicted], f"{confidence:.4f}")
+        for name, label, predicted, confidence in zip(*columns, strict=True)
+    )
+    return render_csv(("name", "label", "predicted", "confidence"), rows)
 
 
 def worst_classes(predictions: Predictions, class_names: Sequence[str], count: int = 5) -> Table:

@@ -17,12 +17,15 @@ from typing import cast, get_args
 
 import torch
 
-from common.config import OPTIONS, Method, did_you_mean, require_sound, with_method
+from common.config import OPTIONS, Method, with_method
+from common.config_checks import require_sound
 from common.errors import UserError
+from common.recipe_keys import changed_keys
 from common.recipes import parse
 from common.reporting.runs import read_config, read_json
 from common.training import processes
-from common.training.run import changed_keys
+from common.training.run import has_work
+from common.words import did_you_mean
 from vit_classify import train as training
 from vit_classify.config import VitRecipe, recipe_problems, with_places
 from vit_classify.sweep_table import Outcome, print_table, write_plots, write_tables
@@ -205,7 +208,7 @@ def plan(cells: Sequence[Cell]) -> list[Outcome]:
     outcomes, changed = [], []
     for cell in cells:
         outcome = Outcome(cell.dataset, cell.method, cell.seed, str(cell.path))
-        if (cell.path / "config.yaml").is_file():
+        if (cell.path / "config.yaml").is_file() and has_work(cell.path):
             keys = _differing_keys(cell)
             if keys:
                 changed.append(f"{cell.name}: {', '.join(keys)}")

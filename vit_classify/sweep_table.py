@@ -67,7 +67,8 @@ def measured_rows(recipe: VitRecipe, outcomes: Sequence[Outcome]) -> list[Measur
         values: dict[str, dict[int, float]] = {}
         for outcome in mine:
             values.setdefault(outcome.dataset, {})[outcome.seed] = float(outcome.metrics["accuracy"]) * 100
-        rows.append(MeasuredRow(method_label(method), values, _params_percent(recipe, mine)))
+        counts = [outcome.metrics.get("trainable_parameters") for outcome in mine]
+        rows.append(MeasuredRow(method_label(method), values, params_percent(recipe.model.name, counts)))
     return rows
 
 
@@ -76,14 +77,18 @@ def accuracy_before(outcome: Outcome) -> float | None:
     return outcome.metrics.get("zero_shot_accuracy")
 
 
-def _params_percent(recipe: VitRecipe, outcomes: Iterable[Outcome]) -> float | None:
-    """Trained parameters beside the head in percent of the paper's model; None for another model.
+def params_percent(model: str, counts: Iterable[Any]) -> float | None:
+    """Trained parameters beside the head in percent of the paper's model; None for another model or unlike counts.
 
     Two decimals are cut off, not rounded, as in the paper's column.
+
+    Args:
+        model: `model.name` of the recipe.
+        counts: `trainable_parameters` of the runs of one row.
     """
-    counts = {outcome.metrics.get("trainable_parameters") for outcome in outcomes}
-    count = counts.pop() if len(counts) == 1 else None
-    if count is None or not recipe.model.name.startswith("ViT-B-32"):
+    distinct = set(counts)
+    count = distinct.pop() if len(distinct) == 1 else None
+    if count is None or not model.startswith("ViT-B-32"):
         return None
     return int(count * 10_000 / GOAT_TABLE_1_PARAMETERS) / 100
 

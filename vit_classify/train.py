@@ -17,13 +17,10 @@ from common.errors import UserError
 from common.files import write_json
 from common.recipes import parse
 from common.reporting.adapter_plots import plot_router_load
-from common.reporting.diagnostics import write_diagnostics
+from common.reporting.ending import Ending, end_run
 from common.reporting.labels import method_label
-from common.reporting.plots import plot_curves
-from common.reporting.runs import read_metrics, series
 from common.training import RunDirectory, fit, is_main, processes
 from common.training.data_report import keep_report
-from common.training.loader import default_workers
 from common.training.randomness import seed_everything
 from common.write_errors import writing_is_explained
 from vit_classify.config import VitRecipe, recipe_problems, with_places
@@ -32,6 +29,7 @@ from vit_classify.evaluate import Predictions, evaluate
 from vit_classify.model import VitClassifier, load_model, prepare_training, save_run
 from vit_classify.objective import ClassificationObjective
 from vit_classify.results import write_image_results
+from vit_classify.samples import labelled_pictures
 
 PROG = "mosgoat vit train"
 
@@ -75,7 +73,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
             classifier,
             transform,
             pictures,
-            num_workers=default_workers() if recipe.data.num_workers is None else recipe.data.num_workers,
+            num_workers=recipe.data.num_workers,
             precision=recipe.train.precision,
             description=name,
         )
@@ -112,8 +110,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "steps": fitted.steps,
     }
-    write = writing_is_explained(run.path)(_write)
-    return processes.on_main(lambda: write(recipe, run, data, classifier, predictions, load, metrics))
+    return end_run(run, lambda: _save(recipe, run, data, classifier, predictions, load, metrics))
 
 
 def describe(results: dict[str, Any], output: Path) -> str:
@@ -150,7 +147,7 @@ def _mean_router_load(classifier: VitClassifier) -> dict[str, list[float]]:
     return {name: np.mean([share[name] for share in shares if name in share], axis=0).tolist() for name in shares[0]}
 
 
-def _write(
+def _save(
     recipe: VitRecipe,
     run: RunDirectory,
     data: VitData,
@@ -158,32 +155,26 @@ def _write(
     predictions: Predictions,
     load: dict[str, list[float]],
     metrics: dict[str, Any],
-) -> dict[str, Any]:
-    """Put the trained weights, predictions, pictures and results into the run; `results.json` last."""
+) -> Ending:
+    """Put the trained weights, predictions and router load into the run."""
     save_run(classifier, run.path)
     pictures = [data.test.describe(i) for i in range(len(data.test))]
     measured = write_image_results(run.path, predictions, class_names=data.class_names, pictures=pictures)
-    lines = read_metrics(run.metrics)
-    for key, label, percent in (("loss", "training loss", False), ("eval_accuracy", "validation accuracy", True)):
-        course = series(lines, key)
-        if course[0]:
-            plot_curves(
-                run.plots / f"{key}.png", {method_label(recipe.adapter.method): course}, ylabel=label, percent=percent
-            )
-    write_diagnostics(run.path, classifier)
     if load:
         write_json(run.path / "router_load.json", load)
         plot_router_load(run.plots / "router_load.png", load)
-    return run.write_results(
-        task="vit_classify",
-        dataset=data.name,
-        method=recipe.adapter.method,
-        head=recipe.model.head,
-        metrics={**measured, **metrics},
-        n=len(data.test),
-        skipped=len(data.report.skipped),
-        seed=recipe.seed,
-    )
+    results = {
+        "task": "vit_classify",
+        "dataset": data.name,
+        "method": recipe.adapter.method,
+        "head": recipe.model.head,
+        "metrics": {**measured, **metrics},
+        "n": len(data.test),
+        "skipped": len(data.report.skipped),
+        "seed": recipe.seed,
+    }
+    samples = labelled_pictures(data.test, predictions, data.class_names, seed=recipe.seed)
+    return Ending(method_label(recipe.adapter.method), classifier, results, samples)
 
 
 def _say(text: str) -> None:

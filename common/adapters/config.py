@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
+from common.adapters.routing import balance_weight
+from common.config import DEFAULT_ALPHA, DEFAULT_EXPERTS, DEFAULT_TOP_K
 from common.errors import UserError
 
 Mixer = Literal["identity", "butterfly", "dense", "diagonal", "topk", "shared_a", "threshold"]
@@ -83,7 +85,7 @@ class MosgoatConfig(PeftConfig):
     """
 
     r: int = 8
-    alpha: float = 16.0
+    alpha: float = DEFAULT_ALPHA
     dropout: float = 0.0
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -104,8 +106,8 @@ class MosgoatConfig(PeftConfig):
     dash_steps: int | None = None
     singular_coef: float = 0.0
     orthogonal_coef: float = 0.0
-    num_experts: int = 8
-    top_k: int = 2
+    num_experts: int = DEFAULT_EXPERTS
+    top_k: int = DEFAULT_TOP_K
     rho: float = 10.0
     eta: float = 1.0
     balance_coef: float | None = None
@@ -149,10 +151,8 @@ class MosgoatConfig(PeftConfig):
 
     @property
     def balance_weight(self) -> float:
-        """The coefficient of the balance loss; the defaults equal those of the released code of GOAT and AdaMoLE."""
-        if self.balance_coef is not None:
-            return self.balance_coef
-        return self.top_k * 1e-3 if self.mixer == "topk" else 1e-3
+        """The coefficient of the balance loss, with its default."""
+        return balance_weight(self.balance_coef, self.top_k if self.mixer == "topk" else 1)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, marked so that loading it computes no start."""

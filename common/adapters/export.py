@@ -13,10 +13,10 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model_state_dic
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.weights import write_tensors
 
 _BASE = "base_model.model."
 # Starts of PEFT's LoRA that change the base weights, to which a bare A and B would then not belong.
@@ -137,7 +137,7 @@ def export_lora(model: nn.Module, directory: str | Path, adapter: str = "default
                 weights[prefix + name] = _saved(value)  # modules_to_save
         written = _lora_config(config, layers)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(directory / "adapter_model.safetensors", weights)
     written = copy.copy(written)
     written.inference_mode = True
     written.save_pretrained(str(directory))

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.adapters.export import PlainLora, config_of, plain_layers
 from common.errors import UserError
+from common.weights import write_tensors
 
 SdxlNaming = Literal["diffusers", "kohya"]
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what `load_lora_weights(directory)` looks for
@@ -73,7 +73,7 @@ def export_sdxl(
         weights, metadata = _kohya_weights(layers, 2 if unet is None else int(unet.config.layers_per_block))
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(weights, directory / FILE_NAME, metadata=metadata)
+    write_tensors(directory / FILE_NAME, weights, metadata)
     return directory / FILE_NAME
 
 

@@ -15,6 +15,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
+from common.files import share_as_usual
+from common.words import counted
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -26,6 +28,7 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
     # embeddings are never trained here; PEFT would save them for an adapter on the output head, and ask the Hub
     model.save_pretrained(str(temporary), save_embedding_layers=False)
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's model card, with nothing filled in
+    share_as_usual(temporary)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(temporary, directory)
 
@@ -51,7 +54,7 @@ def load_adapter(model: Any, directory: Path) -> PeftModel:
         raise UserError(f"{file} is damaged or incomplete: {error}") from error
     _require_config(directory / "adapter_config.json")
     if broken:
-        raise UserError(f"{file} is damaged: {len(broken)} tensors are not finite, the first: {broken[0]}")
+        raise UserError(f"{file} is damaged: {counted(len(broken), 'tensor')} not finite, the first: {broken[0]}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from common.adapters.config import Mixer, MosgoatConfig
+from common.adapters.loading import require_loaded
 from common.adapters.mixing import fold, mix_experts
 from common.adapters.project import autocast_device, project
 from common.adapters.quantised import is_quantised
@@ -80,6 +81,7 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         self.specs: dict[str, LayerSpec] = {}
         self.scaling: dict[str, float] = {}  # the s in use; diffusers changes it
         self.routing: dict[str, RoutingRecord] = {}
+        self.awaited: set[str] = set()  # adapters whose values are to come from a file, until they are first used
         self.merged_adapters: list[str] = []
         self._weight_before_merge: Tensor | None = None
 
@@ -91,6 +93,8 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
         require_fitting_rank(r, self.in_features, self.out_features, self.name)
         spec = LayerSpec.of(config, r, alpha, mixer, self.in_features)
         self.specs[adapter], self.scaling[adapter] = spec, spec.scaling
+        if config.weights_saved:
+            self.awaited.add(adapter)
         if config.routed:
             self.routing[adapter] = RoutingRecord()
         for name, value in start_values(config, spec, self.get_base_layer(), self.name).items():
@@ -132,6 +136,8 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
             return y
         for adapter in self.active_adapters:
             if adapter in self.mosgoat_A:
+                if adapter in self.awaited:
+                    require_loaded(self, adapter, x)
                 y = self._add_update(y, x, adapter)
         return y
 
@@ -238,6 +244,8 @@ class MosgoatLinear(nn.Module, BaseTunerLayer):
                 f"layer {self.name} has a quantised weight ({weight.dtype}), which would be rounded again by merging; "
                 "load the base model in bfloat16 or float32 to merge into it"
             )
+        for name in self.awaited.intersection(names):
+            require_loaded(self, name, weight)
         with torch.no_grad():
             merged = weight.data + sum(self.get_delta_weight(name) for name in names)
             if safe_merge and not torch.isfinite(merged).all():

@@ -20,10 +20,12 @@ from torch import nn
 
 from common.adapters.methods import attach
 from common.adapters.table import METHODS, Method
-from common.config import OPTIONS, AdapterConfig, adapter_problems, did_you_mean
+from common.config import OPTIONS, AdapterConfig
+from common.config_checks import adapter_problems
 from common.counting.flops import matched
 from common.counting.models import find_model, linear_layers
 from common.errors import UserError
+from common.words import did_you_mean
 
 PROG = "mosgoat methods"
 MODEL = "clip-vit-b-32"

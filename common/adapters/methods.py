@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,8 +13,9 @@ from common.adapters.quantised import keep_layout, require_plain_weights
 from common.adapters.start import require_fitting_rank
 from common.adapters.table import METHODS
 from common.adapters.tuner import require_linear
-from common.config import OPTIONS, AdapterConfig, did_you_mean
+from common.config import DEFAULT_ALPHA, OPTIONS, AdapterConfig
 from common.errors import UserError
+from common.words import did_you_mean
 
 # [M] and [G] train with it; a configuration made in Python has none unless it is given.
 RECIPE_DROPOUT = 0.05
@@ -22,7 +23,7 @@ _OWN = ("method", "r", "target_modules")  # of `AdapterConfig`, not handed on as
 
 
 def build_config(
-    method: str, *, r: int, alpha: float = 16.0, target_modules: Sequence[str] | str, **overrides: Any
+    method: str, *, r: int, alpha: float = DEFAULT_ALPHA, target_modules: Sequence[str] | str, **overrides: Any
 ) -> PeftConfig:
     """The PEFT configuration of a method.
 
@@ -85,35 +86,44 @@ def attach(
     method = METHODS[config.method]
     assert method.build is not None, f"{config.method} is not an adapter"
     targets = list(config.target_modules or default_targets)
-    check_targets(model, targets, config.r if method.ranked else 1)
-    if config.init_r is not None:
-        _require_start_rank(model, targets, config.init_r)
+    check_targets(model, targets, config)
     require_plain_weights(config.method, model, targets)
     keep_layout(model)
     peft_config = build_config(config.method, r=config.r, target_modules=targets, **recipe_overrides(config))
     return get_peft_model(model, change(peft_config))
 
 
-def _require_start_rank(model: nn.Module, targets: Sequence[str], init_r: int) -> None:
-    """Raise `UserError` for a start of AdaLoRA that is wider than a layer: its matrices would fill the memory."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and any(name == t or name.endswith("." + t) for t in targets):
-            smaller = min(module.in_features, module.out_features)
-            if init_r > smaller:
-                raise UserError(
-                    f"adapter.init_r={init_r} is larger than the smaller side of layer {name} ({module.in_features} -> "
-                    f"{module.out_features}); use init_r <= {smaller}"
-                )
+def check_targets(
+    model: nn.Module,
+    targets: Sequence[str],
+    config: AdapterConfig,
+    *,
+    among: Iterable[str] | None = None,
+    key: str = "target_modules",
+    part: str = "",
+) -> None:
+    """Raise one `UserError` for a target that matches no layer, or one that an adapter cannot wrap or does not fit.
 
-
-def check_targets(model: nn.Module, targets: Sequence[str], r: int) -> None:
-    """Raise one `UserError` for a target that matches no layer of `model`, or one an adapter cannot wrap."""
-    modules = {name: module for name, module in model.named_modules() if name}
+    Args:
+        model: the model.
+        targets: names or ends of names of its layers.
+        config: the adapter section; its ranks are looked at where the method has any.
+        among: names of the modules that are meant; None: all.
+        key: that names the targets, for the message.
+        part: of the model that they are in, for the message.
+    """
+    every = dict(model.named_modules())
+    names = [name for name in (every if among is None else among) if name]
+    # AdaLoRA's matrices begin with init_r rows, which beyond a layer's side would fill the memory
+    ranks = {"r": config.r if METHODS[config.method].ranked else None, "init_r": config.init_r}
     for target in targets:
-        matches = [name for name in modules if name == target or name.endswith("." + target)]
+        matches = [name for name in names if name == target or name.endswith("." + target)]
         if not matches:
-            known = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)}
-            raise UserError(f"target_modules: {target!r} matches no layer; {did_you_mean(target, known)}")
+            known = {name.rpartition(".")[2] for name in names if isinstance(every[name], nn.Linear)}
+            where = f" of {part}" if part else ""
+            raise UserError(f"{key}: {target!r} matches no layer{where}; {did_you_mean(target, known)}")
         for name in matches:
-            layer = require_linear(name, modules[name], model.get_submodule(name.rpartition(".")[0]))
-            require_fitting_rank(r, layer.in_features, layer.out_features, name)
+            layer = require_linear(name, every[name], model.get_submodule(name.rpartition(".")[0]))
+            for rank, value in ranks.items():
+                if value is not None:
+                    require_fitting_rank(value, layer.in_features, layer.out_features, name, key=rank)

@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 
+def balance_weight(coef: float | None, top_k: int) -> float:
+    """The coefficient of the balance loss: as given, else 1e-3 for each chosen expert.
+
+    So it is in the released code of GOAT, whose loss lacks the 1/k of [G] eq. 26, and (k = 1) of AdaMoLE.
+    """
+    return top_k * 1e-3 if coef is None else coef
+
+
 def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Routing weights of [G] eq. 10: the k largest logits, softmax over those.
 

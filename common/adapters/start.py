@@ -176,12 +176,12 @@ def mixer_start(rule: str, r: int) -> Tensor:
     return nn.init.zeros_(m)
 
 
-def require_fitting_rank(r: int, in_features: int, out_features: int, layer: str) -> None:
-    """Raise `UserError` if a layer is smaller than its adapter's rank."""
+def require_fitting_rank(r: int, in_features: int, out_features: int, layer: str, key: str = "r") -> None:
+    """Raise `UserError` if a layer is smaller than its adapter's rank, which `key` names."""
     if r > min(in_features, out_features):
         raise UserError(
-            f"r={r} is larger than the smaller side of layer {layer} ({in_features} -> {out_features}); "
-            f"use r <= {min(in_features, out_features)} or give this layer its own rank with rank_pattern"
+            f"{key}={r} is larger than the smaller side of layer {layer} ({in_features} -> {out_features}); "
+            f"use {key} <= {min(in_features, out_features)} or give this layer its own rank with rank_pattern"
         )
 
 

@@ -15,8 +15,8 @@ from common.adapters.config import MosgoatConfig
 from common.adapters.layer import MosgoatLinear
 from common.adapters.loading import require_complete, require_targets_named
 from common.adapters.quantised import keep_layout
-from common.config import did_you_mean
 from common.errors import UserError
+from common.words import did_you_mean
 
 
 @contextmanager

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from common.adapters.config import require_whole_numbers
 from common.adapters.layer import move_to_base
-from common.adapters.loading import require_complete, require_targets_named
+from common.adapters.loading import require_complete, require_loaded, require_targets_named
 from common.adapters.project import autocast_device
-from common.adapters.routing import RoutingRecord, expert_counts, route
+from common.adapters.routing import RoutingRecord, balance_weight, expert_counts, route
 from common.adapters.strength import scale_layer, set_scale, unscale_layer
 from common.adapters.tuner import one_adapter_per_batch, require_linear
+from common.config import DEFAULT_EXPERTS, DEFAULT_TOP_K
 from common.errors import UserError
 
 
@@ -60,8 +61,8 @@ class UpcycledConfig(PeftConfig):
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
-    num_experts: int = 8
-    top_k: int = 2
+    num_experts: int = DEFAULT_EXPERTS
+    top_k: int = DEFAULT_TOP_K
     balance_coef: float | None = None
     weights_saved: bool = False
 
@@ -128,12 +129,13 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         self.specs: dict[str, UpcycledSpec] = {}
         self.scaling: dict[str, float] = {}  # of the whole update, 1 as trained; diffusers changes it
         self.routing: dict[str, RoutingRecord] = {}
+        self.awaited: set[str] = set()  # adapters whose values are to come from a file, until they are first used
         self.merged_adapters: list[str] = []
 
     def add_adapter(self, adapter: str, config: UpcycledConfig) -> None:
         """Make the weights of a new adapter on the base weight's device, in float32; the tuner activates it."""
         experts, device = config.num_experts, self.get_base_layer().weight.device
-        weight = config.top_k * 1e-3 if config.balance_coef is None else config.balance_coef
+        weight = balance_weight(config.balance_coef, config.top_k)
         self.specs[adapter] = UpcycledSpec(experts, config.top_k, weight)
         self.scaling[adapter] = self.specs[adapter].scaling
         self.routing[adapter] = RoutingRecord()
@@ -141,6 +143,7 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
         router = torch.empty(experts, self.in_features, device="cpu", dtype=torch.float32)
         nn.init.kaiming_uniform_(router, a=math.sqrt(5))
         if config.weights_saved:  # NaN until the file is loaded: a forgotten load must not pass for an adapter
+            self.awaited.add(adapter)
             zeros.fill_(math.nan)
             router.fill_(math.nan)
         self.upcycled_experts[adapter] = nn.Parameter(zeros)
@@ -162,6 +165,8 @@ class UpcycledLinear(nn.Module, BaseTunerLayer):
             return y
         for adapter in self.active_adapters:
             if adapter in self.upcycled_experts:
+                if adapter in self.awaited:
+                    require_loaded(self, adapter, x)
                 update = self._update(x.reshape(-1, self.in_features), adapter)
                 if self.scaling[adapter] != 1:  # as trained nothing is computed
                     update = update * self.scaling[adapter]

@@ -3,7 +3,7 @@
 from common.training.fit import SIGTERM_STATUS, Terminated, TrainResult, fit
 from common.training.order import EpochOrder, SampleKey
 from common.training.processes import is_main, rank, world_size
-from common.training.run import RunDirectory, config_hash
+from common.training.run import RunDirectory
 
 __all__ = [
     "SIGTERM_STATUS",
@@ -12,7 +12,6 @@ __all__ = [
     "SampleKey",
     "Terminated",
     "TrainResult",
-    "config_hash",
     "fit",
     "is_main",
     "rank",

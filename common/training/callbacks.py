@@ -18,10 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from common.config import did_you_mean
 from common.errors import UserError
 from common.files import append_json_line
 from common.training import processes
+from common.words import did_you_mean
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -198,5 +198,24 @@ def _tensorboard(folder: Path, resumed_step: int) -> TrainerCallback:
         return TrainerCallback()
     from torch.utils.tensorboard import SummaryWriter
 
+    _tell_disk_errors_once()
     purge = resumed_step + 1 if resumed_step else None
     return TensorBoardCallback(SummaryWriter(str(folder), purge_step=purge))
+
+
+def _tell_disk_errors_once() -> None:
+    """Keep TensorBoard's thread from printing a traceback where the disk is full.
+
+    It hands the error to the next write, which raises it in the main thread, and there it is put in words.
+    """
+    previous = threading.excepthook
+    if getattr(previous, "tells_once", False):
+        return
+
+    def hook(told: threading.ExceptHookArgs) -> None:
+        from_tensorboard = type(told.thread).__module__.startswith("tensorboard.")
+        if not (from_tensorboard and isinstance(told.exc_value, OSError)):
+            previous(told)
+
+    hook.tells_once = True  # type: ignore[attr-defined]
+    threading.excepthook = hook

@@ -13,9 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from common.files import fsync_path, fsync_tree, write_json
+from common.cache import hash_file
+from common.files import fsync_path, fsync_tree, share_as_usual, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -64,7 +63,7 @@ def is_sound(path: Path) -> bool:
         return False
     try:
         hashes = read_manifest(path).get("hashes", {})
-        return all(_hash(path / name) == value for name, value in hashes.items())
+        return all(hash_file(path / name) == value for name, value in hashes.items())
     except OSError:
         return False
 
@@ -78,14 +77,6 @@ def newest_sound_checkpoint(directory: Path) -> tuple[Path | None, list[Path]]:
             return path, damaged
         damaged.append(path)
     return None, damaged
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while data := file.read(1 << 24):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -111,8 +102,9 @@ def finish(partial: Path, manifest: dict[str, Any]) -> Path:
     """
     final = checkpoint_path(partial.parent, manifest["step"])
     files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-    hashes = {name: _hash(partial / name) for name in files}
+    hashes = {name: hash_file(partial / name) for name in files}
     write_json(partial / MANIFEST, {**manifest, "files": files, "hashes": hashes})
+    share_as_usual(partial)
     fsync_tree(partial)
     if final.exists():  # cut short by hand or by a copy, else it would not be written again
         shutil.rmtree(final)

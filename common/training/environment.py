@@ -1,11 +1,13 @@
-"""What a run ran on: versions, commit, devices. No host name, no environment variables, no arguments."""
+"""What a run or an evaluation ran on: versions, commit, devices. No host name and no environment variables."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,18 @@ def describe_environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "world_size": processes.world_size(),
     }
+
+
+def made_by(prog: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What the results of an evaluation say of their making: `command`, as it was typed, and `environment`.
+
+    Args:
+        prog: the command, such as `mosgoat eval images`.
+        argv: the words behind it; no option of an evaluation holds a secret.
+    """
+    environment = describe_environment()
+    del environment["started"]  # the same measurement twice is the same file
+    return {"command": shlex.join([*prog.split(), *argv]), "environment": environment}
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,18 +14,19 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as library_logging
 
-from common.config import TrainConfig
+from common.config import LossMean, TrainConfig
+from common.devices import require_compiler
 from common.errors import UserError
 from common.training import callbacks, processes, randomness
 from common.training.arguments import Plan, make_plan, training_arguments
 from common.training.checkpoint import read_manifest, step_of
 from common.training.clock import peak_memory_bytes
-from common.training.loader import TrainBatches, default_workers
+from common.training.loader import TrainBatches, workers_for
 from common.training.order import Grouping, SampleDataset, ShareSampler
 from common.training.run import RunDirectory
 from common.training.sharding import require_known_deepspeed, require_no_fsdp, shard_frozen
 from common.training.state import count_parameters, trained_state
-from common.training.trainer import Evaluate, LossMean, MosgoatTrainer
+from common.training.trainer import Evaluate, MosgoatTrainer
 from common.write_errors import explain_write_error, is_full
 
 SIGTERM_STATUS = 143  # 128 + SIGTERM, as a shell reports it
@@ -108,12 +108,13 @@ def fit(
     """
     assert run.state != "finished", "a finished run is reported, not trained again"
     require_no_fsdp()
+    if config.compile:
+        require_compiler()
     processes.start()
     plan = make_plan(config, len(train_dataset), seed, processes.world_size(), grouping)
-    workers = default_workers() if num_workers is None else num_workers
     if run.checkpoint is not None and loss_mean == "micro_batch":
         _require_as_many_micro_batches(run.checkpoint, config)
-    batches = _batches(train_dataset, collate, config, plan, run, seed, workers)
+    batches = _batches(train_dataset, collate, config, plan, run, seed, workers_for(num_workers))
     verbosity = library_logging.get_verbosity()
     sigterm, progress = callbacks.StopOnSigterm(saves=config.save_every > 0), callbacks.Progress()
     trainer = _trainer(
@@ -121,8 +122,8 @@ def fit(
     )
     trainer.add_callback(_Begin(trainer, run.checkpoint, shard))
     if note := require_known_deepspeed(trainer.accelerator.state.deepspeed_plugin, shard):
-        _say(note)
-    _say(_opening(objective, config, plan, run.checkpoint, trainer.args.device))
+        processes.say(note)
+    processes.say(_opening(objective, config, plan, run.checkpoint, trainer.args.device))
     try:
         sigterm.install()
         _train(trainer, run, plan, seed)
@@ -217,7 +218,7 @@ class _Begin(TrainerCallback):
         self._trainer.restore_progress(self._checkpoint)
         if self._shard:
             frozen = shard_frozen(self._trainer.model)
-            _say(f"divided {frozen:,} frozen parameters among {processes.world_size()} processes (FSDP2)")
+            processes.say(f"divided {frozen:,} frozen parameters among {processes.world_size()} processes (FSDP2)")
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -245,8 +246,22 @@ def _train(trainer: MosgoatTrainer, run: RunDirectory, plan: Plan, seed: int) ->
         if not is_full(error):
             raise
         raise UserError(explain_write_error(error, run.path)) from error
+    except torch.OutOfMemoryError as error:
+        advice = _out_of_memory(trainer, plan)
+        if processes.world_size() > 1:  # the others know nothing of it, and torchrun has to end them
+            error.add_note(advice)
+            raise
+        raise UserError(advice) from error
     trainer.clock.stop()
     trainer.require_finite()
+
+
+def _out_of_memory(trainer: MosgoatTrainer, plan: Plan) -> str:
+    return (
+        f"out of memory after step {trainer.state.global_step} of {plan.steps}, with micro-batches of "
+        f"{plan.micro_batch_size}; raise train.gradient_accumulation_steps (the same numbers in smaller micro-batches) "
+        "or set train.gradient_checkpointing=true. `mosgoat params --memory` counts what a step needs"
+    )
 
 
 def _give_back(objective: nn.Module) -> None:
@@ -275,7 +290,7 @@ def _result(trainer: MosgoatTrainer, plan: Plan) -> TrainResult:
         **{f"{name}_per_second": value / samples * trainer.clock.rate() for name, value in trainer.counts.items()},
         **trainer.last_evaluation,
     }
-    _say(
+    processes.say(
         f"trained {plan.steps} steps in {metrics['train_seconds']:.1f} s: mean loss {metrics['train_loss']:.4g}, "
         f"{metrics['samples_per_second']:.1f} samples/s, {metrics['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
@@ -285,7 +300,7 @@ def _result(trainer: MosgoatTrainer, plan: Plan) -> TrainResult:
 def _terminate(step: int, plan: Plan, saved: bool) -> None:
     way = "a checkpoint was saved, resume=auto goes on" if saved else "train.save_every=0: nothing was saved"
     message = f"stopped by SIGTERM after step {step} of {plan.steps}; {way}"
-    _say(message)
+    processes.say(message)
     raise Terminated(message)
 
 
@@ -310,8 +325,3 @@ def _opening(
     if processes_used == 1 and visible > 1:
         line += f"; {visible} GPUs are visible and one is used, start with torchrun to use all"
     return line
-
-
-def _say(line: str) -> None:
-    if processes.is_main():
-        print(line, file=sys.stderr, flush=True)

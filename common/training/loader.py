@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from common.cores import usable_cores
 from common.errors import UserError
@@ -25,6 +25,11 @@ def default_workers() -> int:
     """One less than the cores this process may use, shared among the processes of the machine, at most 8."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(0, min(_MOST_WORKERS, usable_cores() // processes - 1))
+
+
+def workers_for(num_workers: int | None) -> int:
+    """The number that a recipe gives, or `default_workers()` where it gives none."""
+    return default_workers() if num_workers is None else num_workers
 
 
 def outlive_signals(_: int) -> None:
@@ -56,6 +61,28 @@ def batches_of(loader: Iterable[T]) -> Iterator[T]:
         message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2].rstrip()
     # Out of the handler: the first error's traceback would keep the loader, and so its workers, alive.
     raise UserError(message)
+
+
+def items_of(dataset: Dataset[T], num_workers: int) -> Iterator[T]:
+    """The items of a data set in their order, made by worker processes ahead of who takes them, and as they are.
+
+    Args:
+        dataset: indexed by 0..N-1, with a length.
+        num_workers: processes at most; 0: this one.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    loader: DataLoader[T] = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=min(num_workers, size),
+        collate_fn=_same,  # torch would make tensors of arrays
+        worker_init_fn=outlive_signals,
+    )
+    return batches_of(loader)
+
+
+def _same(item: T) -> T:
+    return item
 
 
 class TrainBatches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,6 +45,12 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is the process that writes files and prints."""
     return rank() == 0
+
+
+def say(text: str) -> None:
+    """Tell who waits at the terminal, beside the output; the main process speaks for all."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def gather(value: T) -> list[T]:

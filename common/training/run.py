@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -18,34 +16,13 @@ import yaml
 from common.config import Resume
 from common.errors import UserError
 from common.files import TEMPORARY, atomic_write, cut_json_lines, write_json
+from common.recipe_keys import changed_keys, config_hash, plain
 from common.training import processes
 from common.training.checkpoint import newest_checkpoint, newest_sound_checkpoint, step_of
 from common.training.environment import describe_environment
 from common.training.lock import lock, unlock
 
 RunState = Literal["new", "resumed", "finished"]
-
-# Keys, by their last name, that do not change what a run computes, beyond rounding and the draw of dropout.
-# (Accumulation does with `loss_mean=micro_batch`; as does the number of processes, which no recipe has: `fit` holds
-# the product of the two to that of the checkpoint.)
-NEUTRAL_KEYS = frozenset(
-    {
-        "output",
-        "resume",
-        "overwrite",
-        "cache_dir",
-        "num_workers",
-        "log_every",
-        "trackers",
-        "save_every",
-        "keep_checkpoints",
-        "evaluate_every",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "compile",
-    }
-)
-
 
 _TO_FINISH_ANEW = "remove it, and the command that made the run writes it anew from the last checkpoint"
 _NO_RECIPE = (
@@ -187,50 +164,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def plain(recipe: Any) -> dict[str, Any]:
-    """A recipe as nested dicts, lists, numbers and strings."""
-    values = dataclasses.asdict(recipe) if dataclasses.is_dataclass(recipe) else recipe  # type: ignore[arg-type]
-    return json.loads(json.dumps(values, default=str))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _decisive(recipe: Any) -> dict[str, Any]:
-    flat = flatten(plain(recipe))
-    return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in NEUTRAL_KEYS}
-
-
-def changed_keys(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two recipes compute something else, with both values, in the order of their names."""
-    old, new = _decisive(before), _decisive(now)
-    return {key: (old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)}
-
-
-def config_hash(recipe: Any) -> str:
-    """Twelve hexadecimal digits that are the same for recipes that compute the same.
-
-    Where a run is written, how often it is logged, saved and evaluated, and how its work is spread over
-    workers and micro-batches (`NEUTRAL_KEYS`) does not count.
-    """
-    text = json.dumps(_decisive(recipe), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def _open(cls: type[RunDirectory], path: Path, recipe: dict[str, Any], resume: Resume, overwrite: bool) -> RunDirectory:
     if _holds_run(path) and (overwrite or not (path / "results.json").is_file()):
         lock(path)
     if overwrite:
         _delete_run(path)
-    held = _holds_run(path) and _has_work(path)
+    held = _holds_run(path) and has_work(path)
     if held:
         _require_resumable(path, recipe, resume)
     finished = held and (path / "results.json").is_file()
@@ -287,7 +226,7 @@ def _holds_run(path: Path) -> bool:
     return False
 
 
-def _has_work(path: Path) -> bool:
+def has_work(path: Path) -> bool:
     """Whether anything was trained: a start that failed on a wrong path must not bar the corrected one."""
     metrics = path / "metrics.jsonl"
     return (

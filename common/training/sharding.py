@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from common.errors import UserError
 from common.training import processes
@@ -68,7 +70,8 @@ def shard_frozen(objective: nn.Module) -> int:
 
     What is trained stays whole in every process, its gradients averaged by DDP as without sharding: checkpoints,
     optimizer and the adapter that is saved do not change. A block is gathered when its forward or backward begins
-    and given back at its end. After this call the frozen weights may be used inside `objective.forward` alone.
+    and given back at its end. After this call the frozen weights may be used inside `objective.forward`
+    and `gathered` alone.
 
     Args:
         objective: on its device, the same weights in every process; wrapped by DDP already, which would refuse
@@ -80,12 +83,29 @@ def shard_frozen(objective: nn.Module) -> int:
     trained = {parameter for parameter in objective.parameters() if parameter.requires_grad}
     frozen = sum(parameter.numel() for parameter in objective.parameters() if not parameter.requires_grad)
     mesh = init_device_mesh(PartialState().device.type, (processes.world_size(),))
-    for module in [*_blocks(objective), objective]:
+    for module in [*repeated_blocks(objective), objective]:
         fully_shard(module, mesh=mesh, ignored_params=trained)
     return frozen
 
 
-def _blocks(objective: nn.Module) -> list[nn.Module]:
+@contextlib.contextmanager
+def gathered(objective: nn.Module) -> Iterator[None]:
+    """Let a model be used otherwise than through `objective.forward`, such as to generate; a collective call.
+
+    What lies outside the blocks is whole in every process meanwhile; each block is gathered by its own forward. Every
+    process must call the same forwards. Without divided weights nothing happens.
+    """
+    if not isinstance(objective, FSDPModule):
+        yield
+        return
+    objective.unshard()
+    try:
+        yield
+    finally:
+        objective.reshard()
+
+
+def repeated_blocks(objective: nn.Module) -> list[nn.Module]:
     """The members of every stack of like blocks, those inside others first, as FSDP2 wants them."""
     stacks = [module for module in objective.modules() if isinstance(module, nn.ModuleList)]
     alike = [stack for stack in stacks if len(stack) > 1 and len({type(block) for block in stack}) == 1]

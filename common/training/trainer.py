@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from common.adapters import AdapterSchedule, auxiliary_loss, balance_and_load
+from common.config import LossMean
 from common.errors import UserError
 from common.files import fsync_path
 from common.training import checkpoint as checkpoints
@@ -35,7 +36,6 @@ from common.write_errors import explain_write_error, is_write_error
 TRAINED_FILE = "trained.safetensors"
 PROGRESS_FILE = "progress.json"
 Evaluate = Callable[[int], Mapping[str, float]]
-LossMean = Literal["global_batch", "micro_batch"]
 T = TypeVar("T")
 
 

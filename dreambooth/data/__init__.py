@@ -8,7 +8,7 @@ from dreambooth.data.prior import class_pictures
 from dreambooth.data.prompts import PromptFile, read_prompts
 from dreambooth.data.report import DataReport
 from dreambooth.data.samples import Collate, SubjectSamples
-from dreambooth.data.subjects import Picture, Subject, open_subject, open_subjects, subject_names
+from dreambooth.data.subjects import Picture, Subject, open_subject, subject_names
 
 __all__ = [
     "Collate",
@@ -21,7 +21,6 @@ __all__ = [
     "class_pictures",
     "open_data",
     "open_subject",
-    "open_subjects",
     "read_prompts",
     "subject_names",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from dreambooth.data.pictures import ENDINGS
+from common.pictures import ENDINGS
 
 METADATA = "metadata.jsonl"
 

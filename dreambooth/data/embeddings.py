@@ -57,7 +57,11 @@ def prepare_embeddings(base: SdxlBase, prompts: Iterable[str], *, cache_dir: str
     """
     # unlike the VAE, the text encoders compute in the run's precision
     folder = cache_root(cache_dir) / "dreambooth" / "prompts" / f"{base.fingerprint[:32]}-{base.precision}"
-    keys = {prompt: fingerprint_of(_VERSION, prompt)[:40] for prompt in prompts}
+    different = list(dict.fromkeys(prompts))
+    tokens = tokenize(base, different)
+    # by what the encoders read: a tokenizer is not among the weights that `fingerprint` tells apart
+    ids = zip(different, tokens.first.tolist(), tokens.second.tolist(), strict=True)
+    keys = {prompt: fingerprint_of(_VERSION, first, second)[:40] for prompt, first, second in ids}
     prompt_of = {key: prompt for prompt, key in keys.items()}
 
     def make(missing: list[str]) -> None:

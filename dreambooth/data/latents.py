@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from common.cache import cache_root, fingerprint_of
 from common.errors import UserError
-from common.pictures import DecodeError
+from common.pictures import DecodeError, read_file
 from dreambooth.data import store
-from dreambooth.data.pictures import Cropping, Variant, crops, draw_variants, read_file, time_ids
+from dreambooth.data.pictures import Cropping, Variant, crops, draw_variants, time_ids
 from dreambooth.data.subjects import Picture
 from dreambooth.model import LatentScale, SdxlBase
 

@@ -6,13 +6,10 @@ a picture's size after the EXIF rotation and before it is scaled; *scaled* the s
 
 from __future__ import annotations
 
-import errno
 import io
-import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +18,10 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from common.pictures import FORMATS, decode
+from common.pictures import FORMATS, decode, resized_size, turn_of
 from dreambooth.config import Crop
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "I": "16-bit grey", "CMYK": "CMYK"}
-_ORIENTATION = 0x0112
 _RANDOM = 1 << 64
 
 
@@ -79,13 +74,6 @@ class Cropping:
     seed: int
 
 
-def read_file(path: Path) -> bytes:
-    """A regular file's content; anything else, such as a pipe, is an OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return path.read_bytes()
-
-
 def look(data: bytes) -> Look:
     """Unpack a picture and see what it is.
 
@@ -99,27 +87,13 @@ def look(data: bytes) -> Look:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if getattr(image, "n_frames", 1) > 1:
             remarks.append("animated: its first frame is taken")
-        if _turned(image):
+        if turn_of(image) is not None:
             remarks.append("turned upright, as its EXIF data say")
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             remarks.append("transparent: laid on white")
         if kind := _KINDS.get(image.mode.partition(";")[0]):
             remarks.append(f"{kind}, made RGB")
     return Look(xxhash.xxh3_128_hexdigest(data), height, width, tuple(remarks))
-
-
-def _turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # broken EXIF data; `decode` takes such a picture as it is stored
-        return False
-
-
-def scaled_size(height: int, width: int, resolution: int) -> tuple[int, int]:
-    """Height and width of a picture whose shorter side is made `resolution`, by torchvision's rule of rounding."""
-    if height <= width:
-        return resolution, int(resolution * width / height)
-    return int(resolution * height / width), resolution
 
 
 def draw_variants(height: int, width: int, content: str, cropping: Cropping) -> list[Variant]:
@@ -132,7 +106,7 @@ def draw_variants(height: int, width: int, content: str, cropping: Cropping) -> 
         cropping: how they are drawn.
     """
     size = cropping.resolution
-    rows, columns = (length - size for length in scaled_size(height, width, size))
+    rows, columns = (length - size for length in resized_size(height, width, size))
     rng = np.random.default_rng([cropping.seed, int(content, 16) % _RANDOM])
     # Every other one: no picture is mirrored for the whole training, and not all of them in the same pass.
     first_mirrored = int(rng.integers(2))
@@ -176,7 +150,7 @@ def crops(data: bytes, variants: Sequence[Variant], resolution: int) -> Tensor:
         DecodeError: it cannot be read.
     """
     image = Image.fromarray(decode(data))
-    rows, columns = scaled_size(image.height, image.width, resolution)
+    rows, columns = resized_size(image.height, image.width, resolution)
     squares = np.empty((len(variants), resolution, resolution, 3), dtype=np.uint8)
     for square, (top, left, mirrored) in zip(squares, variants, strict=True):
         # The crop at `left` of the mirrored picture shows what lies at this place of the one that is not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +10,12 @@ from tqdm import tqdm
 
 from common.cache import cache_root, fingerprint_of, locked
 from common.files import atomic_write
+from common.pictures import encoded
 from common.training import processes
 from common.write_errors import writing_is_explained
 from dreambooth.config import PriorConfig, fill_in
 from dreambooth.data.subjects import Findings, Picture, read_folder, remark_on
+from dreambooth.generate import PictureJob, generate
 from dreambooth.model import SdxlBase
 
 _VERSION = 1
@@ -119,12 +120,8 @@ def _generate(
 def _write_pictures(
     base: SdxlBase, folder: Path, names: list[str], indices: list[int], prompt: str, prior: PriorConfig, size: int
 ) -> None:
-    from dreambooth.generate import PictureJob, generate
-
     jobs = [PictureJob(prompt, seed=i) for i in indices]
     made = generate(base, jobs, steps=prior.steps, guidance=prior.guidance, size=size, batch_size=prior.batch_size)
     bar = tqdm(made, desc=f"drawing {prompt!r}", total=len(jobs), unit="picture", disable=None if jobs else True)
     for i, picture in zip(indices, bar, strict=True):
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        atomic_write(folder / names[i], content.getvalue())
+        atomic_write(folder / names[i], encoded(picture))

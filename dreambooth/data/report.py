@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from common.words import counted, listed
 from dreambooth.data.subjects import Findings
 
 _SHOWN = 8
@@ -32,8 +33,10 @@ class FolderReport:
         lines = [_line(what, f"{self.used} in {self.folder}")]
         lines += [_line("  left out", f"{name}: {reason}") for name, reason in found.skipped]
         if found.ignored:
-            lines.append(_line("  passed over", f"{len(found.ignored)} that are no pictures: {_some(found.ignored)}"))
-        lines += [_line(f"  {len(names)} of them", f"{text} ({_some(names)})") for text, names in found.remarks.items()]
+            lines.append(_line("  passed over", f"{len(found.ignored)} that are no pictures: {listed(found.ignored)}"))
+        lines += [
+            _line(f"  {len(names)} of them", f"{text} ({listed(names)})") for text, names in found.remarks.items()
+        ]
         return lines
 
 
@@ -90,15 +93,12 @@ class DataReport:
         if len(self.prompts) > _SHOWN:
             lines.append(_line("", f"... and {len(self.prompts) - _SHOWN} more (the JSON report has them all)"))
         if self.cut:
-            lines.append(_line("too long", f"{len(self.cut)} prompts of more than 77 tokens lose their end:"))
+            lines.append(
+                _line("too long", f"{counted(len(self.cut), 'prompt')} of more than 77 tokens, cut at the end:")
+            )
             lines += [_line("", f"...{end!r} of {prompt[:40]!r}...") for prompt, end in list(self.cut.items())[:_SHOWN]]
         return "\n".join(lines)
 
 
 def _line(key: str, value: str) -> str:
     return f"{key:<16}{value}"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from common.config import did_you_mean
 from common.cores import usable_cores
 from common.errors import UserError
-from common.pictures import DecodeError
+from common.pictures import ENDINGS, DecodeError, read_file
+from common.words import did_you_mean, printable
 from dreambooth.config import DataConfig, fill_in, subject_name
 from dreambooth.data import captions, prompts
-from dreambooth.data.pictures import ENDINGS, Look, look, read_file
+from dreambooth.data.pictures import Look, look
 
 BUILTIN = "builtin:"
 _MOST_AT_ONCE = 4  # pictures unpacked at the same time: one of 8000 x 8000 takes up to a gigabyte
@@ -96,18 +96,6 @@ def subject_names(path: str) -> list[str]:
     return found
 
 
-def open_subjects(config: DataConfig, names: list[str] | None = None) -> list[Subject]:
-    """Several subjects of `data.path`.
-
-    Args:
-        config: the recipe's data section; its `subject` is not looked at.
-        names: which; none given: all.
-    """
-    assert config.path is not None
-    names = subject_names(config.path) if names is None else names
-    return [open_subject(replace(config, subject=name)) for name in names]
-
-
 def open_subject(config: DataConfig) -> Subject:
     """Find a subject's pictures, and unpack each of them once.
 
@@ -182,11 +170,6 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts `2.jpg` before `10.jpg`."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts] + [(2, 0, name)]
-
-
-def printable(name: str) -> str:
-    """A file name that can be written as UTF-8: bytes that are none become `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _look(path: Path) -> Look | str:

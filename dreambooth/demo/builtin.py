@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.cache import cache_root, locked
-from common.config import did_you_mean
+from common.cache import cache_root, locked, mark_of_sources
 from common.errors import UserError
+from common.words import did_you_mean
 
 PREFIX = "builtin:"
 MODELS = {"drawn-sdxl": Path(__file__).resolve().parent / "base"}
@@ -40,14 +40,15 @@ def subject_path(name: str = SUBJECTS, cache_dir: str | None = None) -> Path:
         UserError: no such character, or the cache cannot be written.
     """
     from common.write_errors import writing_is_explained
-    from dreambooth.demo.characters import CHARACTERS, SEED, draw_characters
+    from dreambooth.demo.characters import CHARACTERS, draw_characters
 
     known, _, character = name.removeprefix(PREFIX).partition(":")
     if known != SUBJECTS:
         raise UserError(f"data.path={name} does not ship with mosgoat; {did_you_mean(known, [SUBJECTS])}")
     if character and character not in CHARACTERS:
         raise UserError(f"data.path={name}: there is no such character; {did_you_mean(character, CHARACTERS)}")
-    root = cache_root(cache_dir) / f"drawn-subjects-{SEED}"
+    mark = mark_of_sources(Path(__file__).parent, "characters.py", "draw.py", "scenes.py")
+    root = cache_root(cache_dir) / f"drawn-subjects-{mark}"
     if not (root / "done").is_file():
         with writing_is_explained(root):
             root.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.config import did_you_mean, with_method
+from common.config import with_method
 from common.errors import UserError
 from common.files import write_json
 from common.recipes import load
+from common.words import did_you_mean
 from common.write_errors import writing_is_explained
 from dreambooth import generate_command
 from dreambooth.config import DreamboothRecipe, recipe_problems

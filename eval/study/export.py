@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 from common.files import atomic_write
 from common.reporting.runs import refuse_other_results
-from common.reporting.tables import Column, Row, Table
+from common.reporting.tables import Column, Row, Table, render_csv
 from common.write_errors import writing_is_explained
 from eval.study.results import Comparison, StudyResults
 
@@ -124,13 +122,9 @@ def votes_csv(db: sqlite3.Connection) -> str:
 
 
 def _csv(heads: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(heads)
-    for row in rows:
-        # A text that a spreadsheet would run is set in quotation marks of its own.
-        writer.writerow([f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for v in row])
-    return buffer.getvalue()
+    # A text that a spreadsheet would run is set in quotation marks of its own.
+    safe = ([f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for v in row] for row in rows)
+    return render_csv(heads, safe)
 
 
 def write_results(db: sqlite3.Connection, results: StudyResults, folder: Path) -> list[Path]:

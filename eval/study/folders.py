@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.pictures import ENDINGS
 from dreambooth.manifest import MANIFEST, Manifest, find_manifests, read_manifest
 
 # Endings of the formats that `common.pictures` reads.
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
 
 @dataclass(frozen=True, order=True)

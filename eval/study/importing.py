@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import random
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -119,9 +122,47 @@ def _make(
     report: Report,
     title: str,
 ) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / PICTURES).mkdir(parents=True, mode=0o700)
-    temporary.chmod(0o700)
+    temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone_in(temporary, path):
+        _require_free(path)  # once more: another import may have ended meanwhile
+        for left in temporary.iterdir():  # by an import that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (temporary / PICTURES).mkdir(mode=0o700)
+        temporary.chmod(0o700)
+        _write(path, temporary, read, real, report, title)
+
+
+@contextlib.contextmanager
+def _alone_in(temporary: Path, path: Path) -> Iterator[None]:
+    """Hold the folder that an import works in; the kernel lets go of it when the process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another import is making --study {path}; wait for it to end, or choose another folder"
+                ) from None
+        if not temporary.exists() or not os.path.samestat(os.fstat(folder), temporary.stat()):
+            raise UserError(f"another import into --study {path} has just ended; see what it has made")
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(
+    path: Path,
+    temporary: Path,
+    read: Sequence[PictureSet],
+    real: Mapping[str, list[Path]],
+    report: Report,
+    title: str,
+) -> None:
     try:
         create_database(temporary)
         with Study(temporary).writing() as db:
@@ -144,6 +185,10 @@ def _check(path: Path, sets: Sequence[tuple[str, Path]]) -> None:
         raise UserError(f"a study compares at least two sets of pictures, {len(names)} given; repeat --set NAME=FOLDER")
     if len(set(names)) < len(names):
         raise UserError(f"--set: the names {', '.join(names)} must differ")
+    _require_free(path)
+
+
+def _require_free(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(
             f"--study {path} is there already and is not empty; a study is made once, so that all raters see the same "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import secrets
 import struct
 import zlib
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from common.files import atomic_write
-from common.pictures import DecodeError, decode
+from common.pictures import DecodeError, decode, encoded
 
 # A reference is there to be looked at, not to be compared pixel by pixel.
 REFERENCE_SIDE = 768
@@ -49,9 +48,8 @@ def encode_equal(pixels: Mapping[int, np.ndarray]) -> dict[int, bytes]:
     """
     files = {}
     for name, array in pixels.items():
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "PNG", compress_level=4)  # photos: 0.14 s and 1.15 MB; level 6: 0.32, 1.11
-        files[name] = buffer.getvalue()
+        # photos: 0.14 s and 1.15 MB; level 6: 0.32 s and 1.11 MB
+        files[name] = encoded(Image.fromarray(array), "PNG", compress_level=4)
     longest = max(map(len, files.values())) + 12  # a chunk of its own takes 12 bytes
     length = -(-longest // _BLOCK) * _BLOCK
     return {name: _filled(content, length) for name, content in files.items()}
@@ -72,9 +70,7 @@ def encode_reference(pixels: np.ndarray) -> tuple[bytes, int, int]:
     """
     image = Image.fromarray(pixels)
     image.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=92, subsampling=0)
-    return buffer.getvalue(), *image.size
+    return encoded(image, "JPEG", quality=92, subsampling=0), *image.size
 
 
 def store(folder: Path, content: bytes) -> str:

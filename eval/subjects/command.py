@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from common.cache import cache_root
+from common.commands import add_device_option, require_between
 from common.devices import usable_device
 from common.errors import UserError
 from common.reporting.published import load_published
 from common.reporting.runs import read_json
 from common.reporting.tables import render_text
+from common.training.environment import made_by
 from common.write_errors import writing_is_explained
+from eval.subjects.drawn import ENCODER, drawn_clip, is_drawn, with_drawn_dino
 from eval.subjects.extractors import CLIP, DINO, Extractors, load_clip, load_dino
 from eval.subjects.results import comparison_table, comparisons, main_table, subject_table, write_results
 from eval.subjects.scores import Measured, measure
@@ -22,13 +25,13 @@ from eval.subjects.sets import read_sets, require_whole
 
 PROG = "mosgoat eval subjects"
 _SHOWN = 10
+_DRAWN = f"{ENCODER}: for the demo's drawings; its figures are not comparable with others"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print; exit status 1 when some pictures were missing or unreadable."""
     options = _parser().parse_args(list(argv or []))
-    if not 1 <= options.batch_size < 2**20:
-        raise UserError(f"--batch-size={options.batch_size} must be at least 1")
+    require_between("--batch-size", options.batch_size)
     sets = read_sets(options.generated, options.references)
     missing = require_whole(sets, options.allow_incomplete)
     folders = [str(root.resolve()) for root in options.generated]
@@ -42,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "references": None if options.references is None else str(options.references.resolve()),
         "models": {name: getattr(options, name) for name in ("dino", "clip") if options.only in (None, name)},
         "missing": missing,
+        **made_by(PROG, list(argv or [])),
     }
     with writing_is_explained(options.output):
         write_results(options.output, measured, facts)
@@ -52,8 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_extractors(options: argparse.Namespace) -> Extractors:
     """The models for the measures that are asked for."""
     device = usable_device(options.device)
-    found = load_clip(options.clip, device) if options.only != "dino" else Extractors()
-    return replace(found, dino=load_dino(options.dino, device)) if options.only != "clip" else found
+    chosen = [name for name in ("dino", "clip") if options.only in (None, name)]
+    drawn = {name: is_drawn(getattr(options, name), f"--{name}") for name in chosen}  # before anything is loaded
+    found = Extractors()
+    if "clip" in chosen:
+        found = drawn_clip() if drawn["clip"] else load_clip(options.clip, device)
+    if "dino" in chosen:
+        found = with_drawn_dino(found) if drawn["dino"] else replace(found, dino=load_dino(options.dino, device))
+    return found
 
 
 def _heading(options: argparse.Namespace) -> str:
@@ -68,7 +78,7 @@ def show(measured: Measured, missing: Sequence[str], output: Path, heading: str)
     print(render_text(main_table(measured, load_published("dreambooth_table1"), heading)))
     found = comparisons(measured)
     if found:
-        print(f"\n{render_text(comparison_table(found))}")
+        print(f"\n{render_text(comparison_table(found, measured.labels))}")
     print(f"\n{render_text(subject_table(measured))}\n")
     notes = [f"missing: {line}" for line in missing]
     notes += [f"unreadable, left out: {path}: {reason}" for path, reason in measured.unreadable]
@@ -105,11 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder with a folder of real pictures for each subject; default: those that each run was trained on",
     )
-    parser.add_argument("--dino", default=DINO, help=f"Hub id or folder; default: {DINO}")
-    parser.add_argument("--clip", default=CLIP, help=f"Hub id or folder; default: {CLIP}")
+    parser.add_argument("--dino", default=DINO, help=f"Hub id or folder; default: {DINO}. {_DRAWN}")
+    parser.add_argument("--clip", default=CLIP, help=f"Hub id or folder; default: {CLIP}. {_DRAWN}")
     parser.add_argument("--only", choices=("dino", "clip"), help="leave the other model out; default: both")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures at once; default: 32")
-    parser.add_argument("--device", help="such as cuda, cuda:1, cpu; default: a GPU where there is one")
+    add_device_option(parser)
     parser.add_argument("--cache-dir", help="where features are kept; default: $MOSGOAT_CACHE or ~/.cache/mosgoat")
     parser.add_argument("--no-cache", action="store_true", help="do not keep features")
     parser.add_argument("--allow-incomplete", action="store_true", help="measure although pictures are missing")

@@ -11,8 +11,8 @@ N: pictures or texts. D: width of the features.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pickle import UnpicklingError
 from typing import Any
 
@@ -57,12 +57,16 @@ class Extractors:
         clip: for CLIP-I and, with `texts`, CLIP-T.
         texts: the text side of `clip`.
         too_long: whether a text is longer than `texts` can take in.
+        labels: metric -> what tables call it, where the features are others than the protocol's; empty: they are those.
+        about: what then must be said beside every number.
     """
 
     dino: Extractor | None = None
     clip: Extractor | None = None
     texts: TextFeatures | None = None
     too_long: Callable[[str], bool] = lambda text: False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
 
 
 def to_pixels(

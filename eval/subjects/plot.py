@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from common.reporting import canvas
 from common.reporting.published import PublishedTable
-from eval.subjects.scores import METRICS, Measured, over_subjects, subject_means
+from eval.subjects.scores import Measured, over_subjects, subject_means
 
 _SHOWN = ("Real Images", "DreamBooth (Stable Diffusion)")  # of the paper's rows, as lines
 
@@ -41,7 +41,7 @@ def plot_methods(path: Path, measured: Measured, published: PublishedTable | Non
                     at = published.value(name, metric)
                     if at is not None:
                         panel.axvline(at, color="#444444", linestyle=dashes, linewidth=1, label=f"paper: {name}")
-            panel.set_xlabel(f"{METRICS[metric]}, mean cosine")
+            panel.set_xlabel(f"{measured.labels[metric]}, mean cosine")
             panel.set_yticks(rows, adapters)
             panel.set_ylim(len(adapters) - 0.5, -0.5)
             panel.grid(axis="y", visible=False)

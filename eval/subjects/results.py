@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write, write_json
 from common.reporting.published import PublishedTable, load_published
-from common.reporting.tables import Column, Row, Spread, Table, Value
-from eval.subjects.interval import Estimate
+from common.reporting.tables import Column, Row, Spread, Table, Value, render_csv
 from eval.subjects.plot import plot_methods
 from eval.subjects.scores import (
     METRICS,
@@ -25,6 +22,7 @@ from eval.subjects.scores import (
     subject_means,
 )
 
+TASK = "dreambooth_subjects"
 _PROTOCOL = (
     "Mean cosines: DINO and CLIP-I between every generated and every real picture of a subject, CLIP-T between a "
     "picture and its prompt with the class word but without the token. Means over subjects, ± half of the 95 % t "
@@ -40,9 +38,25 @@ def main_table(measured: Measured, published: PublishedTable | None = None, head
         published: DreamBooth's Table 1; None leaves it out.
         heading: of the measured rows, which says what differs from the protocol.
     """
-    metrics = measured.metrics
+    adapters = {adapter: _of_adapter(measured, adapter) for adapter in measured.adapters}
+    told = {"adapters": adapters, "real": measured.real, "labels": measured.labels, "about": measured.about}
+    return table_of(told, published, heading)
+
+
+def table_of(results: Mapping[str, Any], published: PublishedTable | None = None, heading: str = "measured") -> Table:
+    """`main_table` of what `write_results` has written.
+
+    Args:
+        results: the content of `results.json`; `adapters`, `real`, `labels` and `about` count.
+        published: as for `main_table`; left out where the features are others than the protocol's.
+        heading: as for `main_table`.
+    """
+    adapters, real = results["adapters"], results["real"]
+    metrics = [metric for metric in METRICS if any(metric in content["metrics"] for content in adapters.values())]
     columns = [Column("method"), Column("subjects", better=None), Column("pictures", better=None)]
-    columns += [Column(METRICS[metric], 3) for metric in metrics]
+    labels, about = results.get("labels", METRICS), results.get("about", "")
+    published = None if about else published
+    columns += [Column(labels[metric], 3) for metric in metrics]
     rows = []
     if published is not None:
         keys = [key for key, _ in published.columns]
@@ -51,26 +65,23 @@ def main_table(measured: Measured, published: PublishedTable | None = None, head
             rows.append(
                 Row((line.name, None, None, *values), f"published, {published.tag}", line.family != "reference")
             )
-    estimates = {metric: over_subjects(measured.scores, metric) for metric in metrics}
-    means = [_real_mean(measured, metric) for metric in metrics]
-    rows.append(Row((REAL, len(measured.real), None, *means), heading, ranked=False))
-    for adapter in measured.adapters:
-        own = [score for score in measured.scores if score.adapter == adapter]
-        expected = measured.expected[adapter]
-        count = f"{len(own)}" if len(own) == expected else f"{len(own)} of {expected}"
-        subjects = len({score.subject for score in own})
-        spreads = [_spread(estimates[metric][adapter]) for metric in metrics]
-        rows.append(Row((adapter, subjects, count, *spreads), heading))
+    rows.append(Row((REAL, len(real), None, *(_real_mean(real, metric) for metric in metrics)), heading, ranked=False))
+    for adapter, content in adapters.items():
+        made, expected = content["n"], content["expected"]
+        count = f"{made}" if made == expected else f"{made} of {expected}"
+        spreads = [_spread(content["metrics"][metric]) for metric in metrics]
+        rows.append(Row((adapter, len(content["subjects"]), count, *spreads), heading))
     source = f" {published.tag}: {published.title}. {published.source}." if published is not None else ""
-    return Table(columns, rows, _PROTOCOL + source)
+    return Table(columns, rows, " ".join(filter(None, (about, _PROTOCOL))) + source)
 
 
-def _spread(value: Estimate) -> Spread:
-    return Spread(value.mean, value.half, value.n)
+def _spread(value: Mapping[str, Any]) -> Spread:
+    half = None if value["low"] is None else (value["high"] - value["low"]) / 2
+    return Spread(value["mean"], half, value["subjects"])
 
 
-def _real_mean(measured: Measured, metric: str) -> float | None:
-    values = [by_metric.get(metric) for by_metric in measured.real.values()]
+def _real_mean(real: Mapping[str, Mapping[str, float]], metric: str) -> float | None:
+    values = [by_metric.get(metric) for by_metric in real.values()]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -82,8 +93,13 @@ def comparisons(measured: Measured) -> list[Comparison]:
     return [each for each in found if each is not None]
 
 
-def comparison_table(found: Sequence[Comparison]) -> Table:
-    """Differences of two adapters on the pictures that both made."""
+def comparison_table(found: Sequence[Comparison], labels: Mapping[str, str] = METRICS) -> Table:
+    """Differences of two adapters on the pictures that both made.
+
+    Args:
+        found: from `comparisons`.
+        labels: metric -> what the table calls it.
+    """
     names = ("first", "second", "measure", "first − second", "95 % interval", "over", "pairs", "first higher, %")
     digits = {"first − second": 4, "first higher, %": 1}
     rows = []
@@ -92,7 +108,7 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
         interval = "–" if difference.half is None else f"{difference.low:+.4f} … {difference.high:+.4f}"
         pairs = str(each.pictures) if each.pictures == each.of else f"{each.pictures} of {each.of}"
         over = f"{difference.n} {each.over}" if difference.n > 1 else f"1 {each.over[:-1]}"
-        values: tuple[Value, ...] = (each.first, each.second, METRICS[each.metric], difference.mean, interval, over)
+        values: tuple[Value, ...] = (each.first, each.second, labels[each.metric], difference.mean, interval, over)
         rows.append(Row((*values, pairs, 100 * each.better)))
     caption = (
         "In pairs of pictures with the same subject, prompt and seed. An interval without 0 says that the two differ "
@@ -118,7 +134,7 @@ def subject_table(measured: Measured) -> Table:
             if (adapter, subject) in counts
         ]
     columns = [Column("subject, adapter"), Column("pictures", better=None)]
-    return Table([*columns, *(Column(METRICS[metric], 3) for metric in metrics)], rows)
+    return Table([*columns, *(Column(measured.labels[metric], 3) for metric in metrics)], rows)
 
 
 def write_results(output: Path, measured: Measured, facts: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +149,11 @@ def write_results(output: Path, measured: Measured, facts: dict[str, Any]) -> di
         The content of `results.json`.
     """
     output.mkdir(parents=True, exist_ok=True)
-    published = load_published("dreambooth_table1")
+    published = None if measured.about else load_published("dreambooth_table1")
     adapters = {adapter: _of_adapter(measured, adapter) for adapter in measured.adapters}
     several = len(adapters) > 1
     results = {
-        "task": "dreambooth_subjects",
+        "task": TASK,
         "metrics": {
             (f"{adapter}_{metric}" if several else metric): content["metrics"][metric]["mean"]
             for adapter, content in adapters.items()
@@ -150,6 +166,8 @@ def write_results(output: Path, measured: Measured, facts: dict[str, Any]) -> di
         "comparisons": [_of_comparison(each) for each in comparisons(measured)],
         "unreadable": [[str(path), reason] for path, reason in measured.unreadable],
         "cut_texts": list(measured.cut_texts),
+        "labels": {metric: measured.labels[metric] for metric in measured.metrics},
+        **({"about": measured.about} if measured.about else {}),
         **facts,
     }
     atomic_write(output / "pictures.csv", _pictures_csv(measured))
@@ -193,26 +211,18 @@ def _pictures_csv(measured: Measured) -> str:
     for score in measured.scores:
         what = (score.adapter, score.subject, score.index, score.prompt, score.seed, score.file.name)
         rows.append((*what, *(f"{score.values[metric]:.6f}" for metric in measured.metrics)))
-    return _csv(("adapter", "subject", "prompt_index", "prompt", "seed", "file", *measured.metrics), rows)
+    return render_csv(("adapter", "subject", "prompt_index", "prompt", "seed", "file", *measured.metrics), rows)
 
 
 def _prompts_csv(measured: Measured) -> str:
     means = {metric: prompt_means(measured.scores, metric) for metric in measured.metrics}
     keys = dict.fromkeys((score.adapter, score.subject, score.prompt) for score in measured.scores)
     rows = [key + tuple(f"{means[metric][key]:.6f}" for metric in measured.metrics) for key in keys]
-    return _csv(("adapter", "subject", "prompt", *measured.metrics), rows)
+    return render_csv(("adapter", "subject", "prompt", *measured.metrics), rows)
 
 
 def _subjects_csv(measured: Measured) -> str:
     means = {metric: subject_means(measured.scores, metric) for metric in measured.metrics}
     keys = dict.fromkeys((score.adapter, score.subject) for score in measured.scores)
     rows = [key + tuple(f"{means[metric][key]:.6f}" for metric in measured.metrics) for key in keys]
-    return _csv(("adapter", "subject", *measured.metrics), rows)
-
-
-def _csv(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(heads)
-    table.writerows(rows)
-    return text.getvalue()
+    return render_csv(("adapter", "subject", *measured.metrics), rows)

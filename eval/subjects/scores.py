@@ -54,6 +54,8 @@ class Measured:
         expected: adapter -> how many pictures there should be.
         unreadable: file, why; generated and real ones.
         cut_texts: prompts that were too long for CLIP.
+        labels: metric -> what tables call it.
+        about: what must be said of the features where they are others than the protocol's; empty: they are those.
     """
 
     scores: Sequence[PictureScore]
@@ -61,6 +63,8 @@ class Measured:
     expected: Mapping[str, int]
     unreadable: Sequence[tuple[Path, str]] = field(default_factory=tuple)
     cut_texts: Sequence[str] = field(default_factory=tuple)
+    labels: Mapping[str, str] = field(default_factory=lambda: METRICS)
+    about: str = ""
 
     @property
     def adapters(self) -> list[str]:
@@ -122,7 +126,8 @@ def measure(
     expected: dict[str, int] = {}
     for each in sets:
         expected[each.manifest.adapter] = expected.get(each.manifest.adapter, 0) + len(each.manifest.cells())
-    return Measured(scores, real, expected, list(unreadable.items()), list(cut))
+    labels = {**METRICS, **extractors.labels}
+    return Measured(scores, real, expected, list(unreadable.items()), list(cut), labels, extractors.about)
 
 
 def _first(unreadable: Mapping[Path, str]) -> str:

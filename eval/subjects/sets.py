@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.pictures import ENDINGS
 from dreambooth.manifest import Manifest, find_manifests, read_manifest
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 _SHOWN = 8
 
 
@@ -71,7 +71,7 @@ def find_references(manifest: Manifest, folder: Path, references: Path | None) -
             raise UserError(f"no real pictures of {manifest.subject}: {what}; give their folder as --references")
         return tuple(found)
     place = references / manifest.subject if (references / manifest.subject).is_dir() else references
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES) if place.is_dir() else []
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS) if place.is_dir() else []
     if not found:
         raise UserError(
             f"--references={references} holds no pictures of {manifest.subject}: give a folder of pictures, or one "

@@ -12,19 +12,19 @@ import contextlib
 import itertools
 import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from common.commands import say
 from common.errors import UserError
 from common.files import append_json_line, atomic_write, read_json_lines
 from common.training import processes
@@ -40,6 +40,22 @@ Row = dict[str, Any]
 Prompt = list[int] | str
 
 
+class Asked(NamedTuple):
+    """A question that is put to the model.
+
+    Args:
+        question: the question.
+        prompt: what `Answerer.prompt` gave for it.
+        picture: its picture.
+        key: what tells the picture from others.
+    """
+
+    question: Question
+    prompt: Prompt
+    picture: Image.Image
+    key: bytes
+
+
 class Answerer(Protocol):
     """A way of answering: in the model's own words, or by ranking what is given."""
 
@@ -50,21 +66,8 @@ class Answerer(Protocol):
     def prompt(self, question: Question) -> Prompt:
         """What the model reads beside the picture; questions with prompts of like length share a batch."""
 
-    def answer(
-        self,
-        questions: Sequence[Question],
-        prompts: Sequence[Prompt],
-        pictures: Sequence[Image.Image],
-        keys: Sequence[bytes],
-    ) -> list[Row]:
-        """For each question `prediction`, and what else is to be kept of the answer.
-
-        Args:
-            questions: of one batch.
-            prompts: what `prompt` gave for each.
-            pictures: for each its picture.
-            keys: for each what tells its picture from others.
-        """
+    def answer(self, batch: Sequence[Asked]) -> list[Row]:
+        """For each question `prediction`, and what else is to be kept of the answer."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,15 @@ def answer_all(answerer: Answerer, table: Table, *, key: str, output: Path, batc
     batches = [plan.waiting[start : start + size] for start in range(0, len(plan.waiting), size)]
     file, new, began = _own_file(output), [], time.perf_counter()
     with _bar(answerer.description, len(table.questions), len(plan.kept)) as bar:
-        for at, pictures, keys in _ahead(table, batches[processes.rank() :: processes.world_size()]):
-            questions = [table.questions[i] for i in at]
-            prompts = [answerer.prompt(question) for question in questions]
+        for batch in _ahead(answerer, table, batches[processes.rank() :: processes.world_size()]):
             with _memory_is_explained(batch_size):
-                answers = answerer.answer(questions, prompts, pictures, keys)
-            for question, prompt, picture, answer in zip(questions, prompts, keys, answers, strict=True):
-                row = {"index": question.index, **answer, MARK: mark(key, prompt, picture)}
+                answers = answerer.answer(batch)
+            for asked, answer in zip(batch, answers, strict=True):
+                row = {"index": asked.question.index, **answer, MARK: mark(key, asked.prompt, asked.key)}
                 with writing_is_explained(output.parent):
                     append_json_line(file, row)
                 new.append(row)
-            bar.update(min(len(at) * processes.world_size(), len(table.questions) - bar.n))
+            bar.update(min(len(batch) * processes.world_size(), len(table.questions) - bar.n))
     parts = processes.gather(new)
     seconds = time.perf_counter() - began
     rows = processes.on_main(lambda: _finish(table, output, [*plan.kept, *itertools.chain.from_iterable(parts)]))
@@ -160,9 +161,9 @@ def _plan(answerer: Answerer, table: Table, key: str, output: Path) -> _Plan:
             file.unlink()
     dropped = len(found) - sum(marks.get(str(row.get("index"))) == row.get(MARK) for row in found)
     if kept:
-        _say(f"{len(kept):,} of {len(prompts):,} questions are answered in {output} already")
+        say(f"{len(kept):,} of {len(prompts):,} questions are answered in {output} already")
     if dropped:
-        _say(f"{dropped:,} answers of other weights, settings or questions were dropped from {output}")
+        say(f"{dropped:,} answers of other weights, settings or questions were dropped from {output}")
     waiting = [i for i, question in enumerate(table.questions) if str(question.index) not in kept]
     return _Plan(_sorted(table, waiting, [len(prompt) for prompt in prompts]), list(kept.values()), dropped)
 
@@ -201,22 +202,21 @@ def _part_files(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f"{output.stem}.part-*{output.suffix}"))
 
 
-Loaded = tuple[list[int], list[Image.Image], list[bytes]]
+def _ahead(answerer: Answerer, table: Table, batches: Sequence[list[int]]) -> Iterator[list[Asked]]:
+    """Batches with their prompts and pictures, read while the model is at work on earlier ones."""
 
-
-def _ahead(table: Table, batches: Sequence[list[int]]) -> Iterator[Loaded]:
-    """Batches with their pictures and what these are marked by, read while the model is at work on earlier ones."""
-
-    def load(at: list[int]) -> Loaded:
-        keys = [table.picture_key(table.questions[i]) for i in at]
-        decoded: dict[bytes, Image.Image] = {}
-        for i, key in zip(at, keys, strict=True):
-            if key not in decoded:
-                decoded[key] = within_square(table.picture(table.questions[i]))
-        return at, [decoded[key] for key in keys], keys
+    def load(at: list[int]) -> list[Asked]:
+        pictures: dict[bytes, Image.Image] = {}
+        found = []
+        for question in (table.questions[i] for i in at):
+            key = table.picture_key(question)
+            if key not in pictures:
+                pictures[key] = within_square(table.picture(question))
+            found.append(Asked(question, answerer.prompt(question), pictures[key], key))
+        return found
 
     with ThreadPoolExecutor(1) as pool:  # one thread: nobody else touches the table meanwhile
-        waiting: deque[Future[Loaded]] = deque()
+        waiting: deque[Future[list[Asked]]] = deque()
         try:
             for batch in batches:
                 waiting.append(pool.submit(load, batch))
@@ -246,7 +246,3 @@ def _memory_is_explained(batch_size: int) -> Iterator[None]:
 def _bar(description: str, total: int, done: int) -> tqdm:
     main = processes.is_main()
     return tqdm(total=total, initial=done, desc=description, unit=" questions", disable=None if main else True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from common.config import did_you_mean
 from common.errors import UserError
+from common.words import did_you_mean
 
 # choice: one option letter.  circular: the same question once per rotation of its options, all of which must be right.
 # yes_no: two questions about a picture.  vqa: a word or phrase that people gave.  judged: free text, read by a model.
@@ -29,6 +29,7 @@ class Benchmark:
         language: of its questions.
         title: as [M] Table 5 prints it.
         url: where VLMEvalKit's project publishes the table; None: it does not.
+        about: what must be said beside every score of it; empty: the name says all.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Benchmark:
     language: Language
     title: str
     url: str | None
+    about: str = ""
 
     @property
     def file_name(self) -> str:
@@ -61,6 +63,15 @@ def _other(name: str, family: Family, title: str, folder: str = "VLMEval") -> Be
     return Benchmark(name, family, "en", title, f"{_OPENCOMPASS}{folder}/{name}.tsv")
 
 
+DRAWN = Benchmark(
+    "DrawnQuestions",
+    "circular",
+    "en",
+    "drawn questions",
+    None,
+    "drawn questions of the llava demo in MMBench's form: no score of MMBench",
+)
+
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
@@ -74,6 +85,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _other("MathVista_MINI", "judged", "MathVista"),
         _other("MMVet", "judged", "MM-Vet"),
         _other("MME", "yes_no", "MME"),
+        DRAWN,  # ships with the suite: `eval.vlm.drawn`
     )
 }
 

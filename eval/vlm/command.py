@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
-from common.reporting.runs import refuse_other_results
-from eval.vlm.benchmarks import NINE, Benchmark, find_benchmark
+from common.reporting.runs import read_json, refuse_other_results
+from common.training.environment import made_by
+from eval.vlm.benchmarks import DRAWN, NINE, Benchmark, find_benchmark
+from eval.vlm.drawn import TABLE, is_drawn, require_drawn
 from eval.vlm.evaluation import FOLDER, Job, evaluate
 from eval.vlm.judge import add_judge_options, require_judged
 from eval.vlm.likelihood import require_options
@@ -21,15 +24,21 @@ from llava.model_run import read_recipe
 def main_mmbench(argv: Sequence[str] | None = None) -> int:
     """`mosgoat eval mmbench`; exit status 1 where there is no score."""
     parser = _parser("mosgoat eval mmbench", "Measure a LLaVA model on MMBench, offline, as VLMEvalKit scores it.")
-    parser.add_argument("--benchmark", default=NINE[0], help=f"which version, language and split; default: {NINE[0]}")
+    parser.add_argument("--benchmark", help=f"which version, language and split; default: {NINE[0]}")
     parser.add_argument(
-        "--data", type=Path, help="the benchmark's TSV file, or a folder with it; default: the folder $LMUData"
+        "--data",
+        type=Path,
+        help=f"the benchmark's TSV file, or a folder with it; default: the folder $LMUData. {TABLE}: drawn questions "
+        "in MMBench's form, scored as MMBench is and under a name of their own",
     )
     options = parser.parse_args(list(argv or []))
-    benchmark = find_benchmark(options.benchmark)
+    drawn = is_drawn(options.data)
+    benchmark = find_benchmark(options.benchmark or (DRAWN.name if drawn else NINE[0]))
+    if drawn:
+        require_drawn(benchmark)
     if benchmark.family != "circular":
         raise UserError(f"--benchmark={benchmark.name} is not MMBench; use mosgoat eval vlm --benchmarks for it")
-    return _run(options, [benchmark], options.data)
+    return _run(options, [benchmark], options.data, made_by(parser.prog, list(argv or [])))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_judged(options, benchmarks)
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data-root={options.data_root} is not a folder; give the one that holds NAME.tsv files")
-    return _run(options, benchmarks, options.data_root)
+    return _run(options, benchmarks, options.data_root, made_by(parser.prog, list(argv or [])))
 
 
 def _named(names: Sequence[str]) -> list[str]:
@@ -78,13 +87,20 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--allow-incomplete", action="store_true", help="score tables that lack rotations or answers, and say so"
     )
     parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="evaluated runs to show beside this one"
+        "--beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="evaluated runs, or --output folders of other evaluations, to show beside this one",
     )
     return parser
 
 
-def _run(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None) -> int:
-    job = _job(options, benchmarks, data)
+def _run(
+    options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None, made: Mapping[str, Any]
+) -> int:
+    job = _job(options, benchmarks, data, made)
     if options.engine == "vlmeval":
         from eval.vlm.vlmeval_engine import run_vlmeval  # only where it is asked for
 
@@ -92,7 +108,9 @@ def _run(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Pat
     return evaluate(job)
 
 
-def _job(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None) -> Job:
+def _job(
+    options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None, made: Mapping[str, Any]
+) -> Job:
     for key in ("batch_size", "max_new_tokens"):
         value = getattr(options, key)
         if value is not None and not 1 <= value < 2**20:
@@ -111,11 +129,6 @@ def _job(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Pat
     output = options.output or options.run / FOLDER
     refuse_other_results(output, TASK)
     suffix = "" if options.answer == "generate" else f"_{options.answer}"
-    for run in options.beside:
-        if not (run / FOLDER / f"results{suffix}.json").is_file():
-            raise UserError(
-                f"--beside={run} was not evaluated in this way yet: it has no {FOLDER}/results{suffix}.json"
-            )
     return Job(
         options=options,
         benchmarks=benchmarks,
@@ -125,5 +138,14 @@ def _job(options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Pat
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         allow_incomplete=options.allow_incomplete,
-        beside=options.beside,
+        beside=[_evaluated(path, f"results{suffix}.json") for path in options.beside],
+        made=made,
     )
+
+
+def _evaluated(path: Path, file: str) -> Path:
+    """The folder of an evaluation, of a run or on its own."""
+    for folder in (path / FOLDER, path):
+        if (folder / file).is_file() and read_json(folder / file).get("task") == TASK:
+            return folder
+    raise UserError(f"--beside={path} was not evaluated in this way yet: it has no {FOLDER}/{file}, and no {file}")

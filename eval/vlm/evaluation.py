@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 
+from common.commands import say
 from common.errors import UserError
 from common.reporting.labels import method_label
 from common.reporting.runs import read_config, read_json
 from common.reporting.tables import render_text
 from common.training import processes
 from eval.vlm.answering import Answered
-from eval.vlm.benchmarks import Benchmark
+from eval.vlm.benchmarks import Benchmark, find_benchmark
 from eval.vlm.judge import Judge, judge_of
 from eval.vlm.likelihood import predictions_by_sum, rank
 from eval.vlm.predict import MAX_NEW_TOKENS, predict
@@ -47,7 +47,8 @@ class Job:
         batch_size: questions at once in one process.
         max_new_tokens: an answer is cut there; None: the default of each family.
         allow_incomplete: score what is there.
-        beside: further runs whose results are shown beside this one's.
+        beside: folders of further evaluations, whose results are shown beside this one's.
+        made: the command and the environment, as every results.json is to say.
     """
 
     options: argparse.Namespace
@@ -59,6 +60,7 @@ class Job:
     max_new_tokens: int | None
     allow_incomplete: bool
     beside: Sequence[Path]
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -87,7 +89,7 @@ def evaluate(job: Job) -> int:
         if any(benchmark.family == "judged" for benchmark, _ in tables):
             judges[0] = judge_of(job.options, job.output)
             if judges[0] is None:
-                _say("MathVista and MM-Vet are answered and not scored: no judge is named by --judge-model")
+                say("MathVista and MM-Vet are answered and not scored: no judge is named by --judge-model")
 
     processes.on_main(open_judge)
     _own_device(job.options)
@@ -115,7 +117,7 @@ def evaluate(job: Job) -> int:
     summarise(job, found, about)
     for name, _ in judged:
         if name in problems:
-            _say(f"not scored: {name}: {problems[name]}")
+            say(f"not scored: {name}: {problems[name]}")
     return int(bool(problems) or any(content["headline"] is None for content in found.values()))
 
 
@@ -141,11 +143,11 @@ def open_tables(job: Job) -> tuple[list[tuple[Benchmark, Table]], dict[str, str]
                 continue
             checked[benchmark.name] = table
             for line in table.report:
-                _say(f"{benchmark.name}: {line}")
+                say(f"{benchmark.name}: {line}")
         if len(problems) == len(job.benchmarks):
             raise UserError("; ".join(problems.values()))
         for name, problem in problems.items():
-            _say(f"not evaluated: {name}: {problem}")
+            say(f"not evaluated: {name}: {problem}")
         return problems
 
     problems = processes.on_main(check)
@@ -168,12 +170,13 @@ def _own_device(options: argparse.Namespace) -> None:
 
 
 def names_of(job: Job) -> dict[str, Any]:
-    """What is measured: `run` and `model` as they were given, and the `label` of its row."""
+    """What is measured: `run` and `model` as they were given, the `label` of its row, and what it was made with."""
     run, model = job.options.run, job.options.model
     return {
         "run": None if run is None else str(run),
         "model": model,
         "label": label_of(run) if run is not None else Path(model).name,
+        **job.made,
     }
 
 
@@ -275,19 +278,19 @@ def summarise(job: Job, found: Mapping[str, Mapping[str, Any]], about: Mapping[s
     summary = write_summary(job.output, whole, about["label"], suffix=job.suffix, more=about)
     rows = {about["label"]: summary["metrics"]}
     radars: dict[str, dict[str, Any]] = {name: {about["label"]: content} for name, content in found.items()}
-    for run in job.beside:
-        other = read_json(run / FOLDER / f"results{job.suffix}.json")
-        label = other["label"] if other["label"] not in rows else f"{other['label']}, {run}"
+    for folder in job.beside:
+        other = read_json(folder / f"results{job.suffix}.json")
+        label = other["label"] if other["label"] not in rows else f"{other['label']}, {folder}"
         rows[label] = other["metrics"]
         for name, lines in radars.items():
-            file = run / FOLDER / f"{name}{job.suffix}" / "results.json"
+            file = folder / f"{name}{job.suffix}" / "results.json"
             if file.is_file():
                 lines[label] = read_json(file)
     if job.beside:
         for name, lines in radars.items():
             write_radar(job.output / f"radar_{name}{job.suffix}.png", lines)
     print(f"\n{render_text(beside_paper(rows, job.answer))}")
-    if summary["no_average"]:
+    if summary["no_average"] and not all(find_benchmark(name).about for name in found):
         print(f"no average of the nine: {summary['no_average']}")
 
 
@@ -301,7 +304,3 @@ def _measured_before(output: Path, about: Mapping[str, Any]) -> dict[str, dict[s
         and content.get("task") == TASK
         and all(content.get(key) == about[key] for key in _SAME)
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

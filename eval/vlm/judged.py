@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
+from common.words import counted, listed
 from eval.vlm import judged_mathvista as mathvista
 from eval.vlm import judged_mmvet as mmvet
 from eval.vlm.benchmarks import Benchmark
 from eval.vlm.judge import NO_JUDGE, Judge, Verdict
 from eval.vlm.judged_cells import is_choice, skills_of
 from eval.vlm.question import Index, Question
-from eval.vlm.scoring.scores import Scores, named, percent
+from eval.vlm.scoring.scores import Scores, percent
 from eval.vlm.table import Table
 
 Row = dict[str, Any]
@@ -54,15 +55,15 @@ def score_judged(
     missing = [question.index for question in table.questions if question.index not in predictions]
     if (missing and not allow_incomplete) or not chosen:
         raise UserError(
-            f"{len(missing)} of {len(table.questions)} rows of {table.path} are without a prediction: {named(missing)}"
+            f"{len(missing)} of {len(table.questions)} rows of {table.path} are without a prediction: {listed(missing)}"
             "; predict them, or give --allow-incomplete to score what is there"
         )
-    notes = [f"left out without a prediction: {len(missing)} rows: {named(missing)}"] if missing else []
+    notes = [f"left out without a prediction: {counted(len(missing), 'row')}: {listed(missing)}"] if missing else []
     find = _mathvista if benchmark.name == "MathVista_MINI" else _mmvet
     metrics, rows, by_rule = find(chosen, predictions, judge, benchmark.name)
     failed = [row["index"] for row in rows if row["unread"]]
     if failed:
-        told = f"the judge {judge.model} gave nothing usable on {len(failed)} of {len(rows)} answers: {named(failed)}"
+        told = f"the judge {judge.model} gave nothing usable on {len(failed)} of {len(rows)} answers: {listed(failed)}"
         if not allow_incomplete:
             raise UserError(f"{told}; try another judge, or give --allow-incomplete to count them as wrong")
         notes.append(f"{told}; counted as wrong")

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from common.errors import UserError
-from eval.vlm.answering import Answered, Prompt, answer_all
+from eval.vlm.answering import Answered, Asked, answer_all
 from eval.vlm.benchmarks import Benchmark
 from eval.vlm.question import Question
 from eval.vlm.table import Table
@@ -75,22 +73,17 @@ class Ranker:
         """The question with its options as JSON: all that the scores follow from."""
         return json.dumps([_asked(question), self._options(question)], ensure_ascii=False)
 
-    def answer(
-        self,
-        questions: Sequence[Question],
-        prompts: Sequence[Prompt],
-        pictures: Sequence[Image.Image],
-        keys: Sequence[bytes],
-    ) -> list[dict[str, Any]]:
+    def answer(self, batch: Sequence[Asked]) -> list[dict[str, Any]]:
         """The choices of one batch, with all scores.
 
         What is asked of one picture in the same words, as in the rotations of MMBench, is scored once.
         """
-        asked = [(_asked(question), key) for question, key in zip(questions, keys, strict=True)]
+        asked = [(_asked(each.question), each.key) for each in batch]
+        questions = [each.question for each in batch]
         texts: dict[tuple[str, bytes], dict[str, None]] = {}
         for each, question in zip(asked, questions, strict=True):
             texts.setdefault(each, {}).update(dict.fromkeys(self._options(question).values()))
-        picture_of = dict(zip(keys, pictures, strict=True))
+        picture_of = {each.key: each.picture for each in batch}
         choices = [Choice(words, list(options), picture_of[key]) for (words, key), options in texts.items()]
         found = score_options(self._base, choices, batch_size=max(1, len(choices)), show_progress=False)
         scores = {

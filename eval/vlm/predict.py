@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from eval.vlm.answering import Answered, Prompt, answer_all
+from eval.vlm.answering import Answered, Asked, answer_all
 from eval.vlm.benchmarks import Benchmark
-from eval.vlm.predict_decode import decode
 from eval.vlm.prompts import prompt_of
 from eval.vlm.question import Question
 from eval.vlm.table import Table
-from llava.conversation import Turn, encode_prompt, template_for
+from llava.conversation import Turn
+from llava.generation_shared import generate_shared
 from llava.model_base import LlavaBase
 
 # VLMEvalKit's wrapper of XTuner's LLaVA, with which the paper was measured, gives choices and yes or no five tokens.
@@ -64,28 +62,15 @@ class Speaker:
 
     def __init__(self, base: LlavaBase, benchmark: Benchmark, max_new_tokens: int) -> None:
         self._base, self._benchmark, self._max_new_tokens = base, benchmark, max_new_tokens
-        self._template = template_for(base.template, base.tokenizer)
         self.description = benchmark.name
 
     def prompt(self, question: Question) -> list[int]:
         """The token ids up to where the answer begins, the picture's among them."""
-        turn = Turn("human", prompt_of(question, self._benchmark), image=True)
-        return encode_prompt(
-            [turn],
-            self._template,
-            self._base.tokenizer,
-            image_token_id=self._base.image_token_id,
-            image_tokens=self._base.image_tokens,
-        )
+        return self._base.prompt([Turn("human", prompt_of(question, self._benchmark), image=True)])
 
-    def answer(
-        self,
-        questions: Sequence[Question],
-        prompts: Sequence[Prompt],
-        pictures: Sequence[Image.Image],
-        keys: Sequence[bytes],
-    ) -> list[dict[str, Any]]:
+    def answer(self, batch: Sequence[Asked]) -> list[dict[str, Any]]:
         """What the model says to one batch."""
-        ids = [list(map(int, prompt)) for prompt in prompts]
-        answers = decode(self._base, ids, pictures, keys, max_new_tokens=self._max_new_tokens)
+        prompts = [list(map(int, asked.prompt)) for asked in batch]
+        pictures, keys = [asked.picture for asked in batch], [asked.key for asked in batch]
+        answers = generate_shared(self._base, prompts, pictures, keys, max_new_tokens=self._max_new_tokens)
         return [{"prediction": said.text, **({"cut": True} if said.cut else {})} for said in answers]

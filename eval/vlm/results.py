@@ -49,6 +49,7 @@ def write_results(
         "task": TASK,
         "benchmark": benchmark.name,
         "family": benchmark.family,
+        **({"about": benchmark.about} if benchmark.about else {}),
         **(more or {}),
         "metrics": scores.metrics,
         "headline": None if figure is None else figure[1],
@@ -89,7 +90,8 @@ def category_table(benchmark: Benchmark, content: Mapping[str, Any]) -> Table:
     """
     rows = [Row((name, value), group) for group, name, value in _leaves(content["metrics"])]
     how = ", options ranked by likelihood" if content.get("answer") == "likelihood" else ""
-    caption = f"{benchmark.name}: {content['n']:,} questions{how}"
+    about = f" ({benchmark.about})" if benchmark.about else ""
+    caption = f"{benchmark.name}{about}: {content['n']:,} questions{how}"
     return Table([Column("category"), Column("value", digits=1, better=None)], rows, caption)
 
 
@@ -147,6 +149,8 @@ def write_summary(
 def _why_no_average(values: Mapping[str, float | None], found: Mapping[str, Mapping[str, Any]]) -> str | None:
     by_title = _by_title(values)
     missing = [title for title in _titles() if by_title.get(title) is None]
+    if len(missing) == len(NINE):
+        return "none of the nine was measured"
     if missing:
         return f"without a score: {', '.join(missing)}"
     partly = [
@@ -187,9 +191,15 @@ def beside_paper(rows: Mapping[str, Mapping[str, float | None]], answer: str = "
     Args:
         rows: label -> name of a benchmark -> percent; other names, such as `average`, are passed over.
         answer: how ours were answered; the paper's are generated.
+
+    Returns:
+        The paper's table with ours below; ours alone where none of its benchmarks was measured.
     """
     published = load_published("moslora_table5")
     key_of = {name: key for key, name in published.columns}
+    measured = {title for values in rows.values() for title in _by_title(values)}
+    if measured and measured.isdisjoint(key_of):
+        return _ours_alone(rows, answer)
     ours = [
         MeasuredRow(
             label,
@@ -199,6 +209,16 @@ def beside_paper(rows: Mapping[str, Mapping[str, float | None]], answer: str = "
     ]
     ranked = "measured, options ranked by likelihood: not comparable with generated answers"
     return beside_published(published, ours, heading="measured" if answer == "generate" else ranked)
+
+
+def _ours_alone(rows: Mapping[str, Mapping[str, float | None]], answer: str) -> Table:
+    """Benchmarks that the paper does not have, beside nothing."""
+    names = list(dict.fromkeys(name for values in rows.values() for name in values if name in BENCHMARKS))
+    told = ["options ranked by likelihood"] if answer == "likelihood" else []
+    told += [BENCHMARKS[name].about for name in names if BENCHMARKS[name].about]
+    columns = [Column("model"), *(Column(BENCHMARKS[name].title, 1) for name in names)]
+    rows_of = [Row((label, *map(values.get, names))) for label, values in rows.items()]
+    return Table(columns, rows_of, " ".join(f"{text[0].upper()}{text[1:]}." for text in told))
 
 
 def write_radar(path: Path, found: Mapping[str, Mapping[str, Any]]) -> Path | None:

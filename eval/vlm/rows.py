@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
+from common.words import counted, listed
 from eval.vlm.benchmarks import Benchmark
 from eval.vlm.judged_cells import problem_of as judged_problem
 from eval.vlm.question import ROTATION, Index, Question, groups_of, incomplete_sets, whole_number
@@ -185,8 +186,8 @@ class Findings:
         numbers = sorted(index for index in {_place(question) for question in questions} if isinstance(index, int))
         gaps = [(low, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
         if gaps:
-            shown = _listed([f"none between {low} and {high}" for low, high in gaps])
-            self.note(f"the indices are not contiguous: {len(gaps)} gaps: {shown}", None)
+            shown = listed([f"none between {low} and {high}" for low, high in gaps], _SHOWN)
+            self.note(f"the indices are not contiguous: {counted(len(gaps), 'gap')}: {shown}", None)
 
     def lines(self) -> list[str]:
         """What was noted, in a line each."""
@@ -220,8 +221,7 @@ def _place(question: Question) -> Index:
 
 
 def _told(problems: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{problem}: {len(rows)} rows: {_listed(rows)}" if rows else problem for problem, rows in problems.items()]
-
-
-def _listed(items: Sequence[str]) -> str:
-    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+    return [
+        f"{problem}: {counted(len(rows), 'row')}: {listed(rows, _SHOWN)}" if rows else problem
+        for problem, rows in problems.items()
+    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +12,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.commands import say
 from common.errors import UserError
 from common.files import absolute
 from common.reporting.runs import refuse_other_results
 from common.reporting.tables import render_text
+from common.training.environment import made_by
+from common.words import counted, listed
 from eval.vlm.benchmarks import find_benchmark
 from eval.vlm.judge import add_judge_options, judge_of, require_judged
 from eval.vlm.question import Index
 from eval.vlm.results import TASK, category_table, write_results
 from eval.vlm.scoring import score
-from eval.vlm.scoring.scores import named
 from eval.vlm.table import Table, find_table, read_table
 
 PROG = "mosgoat eval score"
@@ -54,24 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = read_table(find_table(benchmark.name, options.data), benchmark, need_pictures=False)
     predictions = read_predictions(options.predictions, table, allow_incomplete=options.allow_incomplete)
     for note in (*table.report, *predictions.notes):
-        _say(note)
+        say(note)
     judge = judge_of(options, options.output) if benchmark.family == "judged" else None
     scores = score(benchmark, table, predictions.texts, allow_incomplete=options.allow_incomplete, judge=judge)
     for note in scores.notes:
-        _say(note)
+        say(note)
     more = {
         "data": absolute(str(table.path)),
         "data_fingerprint": table.fingerprint,
         "predictions": absolute(str(options.predictions)),
         "incomplete_allowed": options.allow_incomplete,
         "report": [*table.report, *predictions.notes],
+        **made_by(PROG, list(argv or [])),
     }
     content = write_results(options.output, benchmark, scores, more=more)
     if scores.not_scored:
-        _say(f"{benchmark.name} is not scored: {scores.not_scored}")
+        say(f"{benchmark.name} is not scored: {scores.not_scored}")
         return 1
     print(render_text(category_table(benchmark, content)))
-    _say(f"written to {options.output / 'results.json'}")
+    say(f"written to {options.output / 'results.json'}")
     return 0
 
 
@@ -103,15 +105,15 @@ def read_predictions(path: Path, table: Table, *, allow_incomplete: bool = False
         raise UserError(f"--predictions={path} cannot be read: {error.strerror or error}") from error
     if found.broken and not allow_incomplete:
         raise UserError(
-            f"{path}: {sum(map(len, found.broken.values()))} lines are no predictions:\n"
-            + "\n".join(f"  {reason}: line {named(lines)}" for reason, lines in found.broken.items())
+            f"{path} holds {counted(sum(map(len, found.broken.values())), 'line')} of no prediction:\n"
+            + "\n".join(f"  {reason}: line {listed(lines)}" for reason, lines in found.broken.items())
             + '\neach must be {"index": ..., "prediction": "..."}; mend them, or give --allow-incomplete to leave them '
             "out"
         )
     if found.contradicted:
         raise UserError(
-            f"{path} has different predictions for {len(found.contradicted)} rows: index {named(found.contradicted)}; "
-            "which of them count?"
+            f"{path} has different predictions for {counted(len(found.contradicted), 'row')}: index "
+            f"{listed(found.contradicted)}; which of them count?"
         )
     return Predictions(found.texts, found.notes())
 
@@ -153,7 +155,7 @@ class _Lines:
             "predictions given twice": self.repeated,
             **{f"lines that are no predictions ({reason})": lines for reason, lines in self.broken.items()},
         }
-        return [f"left out, {what}: {len(items)}: {named(items)}" for what, items in left_out.items() if items]
+        return [f"left out, {what}: {len(items)}: {listed(items)}" for what, items in left_out.items() if items]
 
 
 def _text(value: Any) -> str | None:
@@ -181,7 +183,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_judge_options(parser)
     return parser
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

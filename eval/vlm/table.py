@@ -17,7 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
-from eval.vlm.benchmarks import Benchmark, find_benchmark
+from eval.vlm.benchmarks import DRAWN, Benchmark, find_benchmark
+from eval.vlm.drawn import drawn_table, is_drawn, require_drawn
 from eval.vlm.pictures import LONGEST_REFERENCE, Pictures, Place, is_list
 from eval.vlm.question import Index, Question, whole_number
 from eval.vlm.rows import CUT, Columns, Findings, columns_of, question_of
@@ -103,12 +104,17 @@ def find_table(name: str, data: Path | None = None) -> Path:
 
     Args:
         name: of the benchmark.
-        data: the file, or a folder that holds `NAME.tsv`; None: `$LMUData`, else `~/LMUData`, as VLMEvalKit does.
+        data: the file, or a folder that holds `NAME.tsv`; None: `$LMUData`, else `~/LMUData`, as VLMEvalKit does;
+            `builtin:drawn-mmbench`: the table that ships with the suite, in which case `name` must say so too.
 
     Raises:
         UserError: there is no such file; the message says how to fetch it.
     """
     benchmark = find_benchmark(name)
+    if is_drawn(data):
+        require_drawn(benchmark)
+    if benchmark == DRAWN and (data is None or not data.is_file()):  # whatever else is given is of other benchmarks
+        return drawn_table()
     root = (data or Path(os.environ.get(_ROOT) or "~/LMUData")).expanduser()
     path = root / benchmark.file_name if data is None or root.is_dir() else root
     if path.is_file():

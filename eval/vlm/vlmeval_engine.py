@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from common.children import Stopped, run_child
+from common.commands import require_one_process, say
 from common.errors import UserError
 from common.files import write_json
 from common.reporting.runs import read_json
@@ -38,6 +40,7 @@ HOW_TO_GET_IT = (
     "then give --vlmeval-root VLMEvalKit"
 )
 _SAME = 1e-6  # percent
+_GRACE = 5.0  # seconds; every answer is on the disk as soon as it is there
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,7 @@ def run_vlmeval(job: Job, root: Path | None) -> int:
     Raises:
         UserError: VLMEvalKit is not there or failed, no table can be used, or the judge does not answer.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--engine vlmeval is one process; leave torchrun out, or use the own engine")
+    require_one_process("--engine vlmeval", "leave torchrun out, or use the own engine")
     if job.answer != "generate":
         raise UserError(f"--answer={job.answer} is not for --engine vlmeval, which lets the model generate")
     kit = find_vlmeval(root)
@@ -105,7 +107,7 @@ def run_vlmeval(job: Job, root: Path | None) -> int:
             scores = scores_of(job, benchmark, table, outcome, judge)
         except UserError as error:
             problems[benchmark.name] = str(error)
-            _say(f"not evaluated: {benchmark.name}: {error}")
+            say(f"not evaluated: {benchmark.name}: {error}")
             continue
         about = _about(job, outcome.model)
         more = {**about, "questions": len(table.questions), "vlmeval": {"root": str(kit), "metrics": outcome.figures}}
@@ -147,13 +149,23 @@ def ask(kit: Path, job: Job, benchmark: Benchmark, table: Table) -> Outcome:
             "mode": "all" if _is_evaluated(benchmark, table) else "infer",
         }
         write_json(spec, content)
-        _say(f"{benchmark.name}: VLMEvalKit asks one question at a time; what it says is in {log}")
+        say(f"{benchmark.name}: VLMEvalKit asks one question at a time; what it says is in {log}")
         with log.open("w") as file:
             words = [sys.executable, "-m", "eval.vlm.vlmeval_engine_child", str(spec)]
-            subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=_environment(), check=False)
+            _run_to_its_end(words, file)
     if not outcome.is_file():
         raise UserError(f"VLMEvalKit's process ended without a word: {_last_line(log)}; the whole log: {log}")
     return read_outcome(outcome, benchmark, table, log)
+
+
+def _run_to_its_end(words: Sequence[str], log: IO[str]) -> None:
+    try:
+        run_child(words, _GRACE, output=log, environment=_environment())
+    except Stopped as stopped:  # with VLMEvalKit's process
+        if stopped.number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        say("stopped; the answers so far are kept, and the same command goes on")
+        raise SystemExit(128 + stopped.number) from None
 
 
 def read_outcome(path: Path, benchmark: Benchmark, table: Table, log: Path) -> Outcome:
@@ -231,7 +243,3 @@ def _print(benchmark: Benchmark, content: Mapping[str, Any]) -> None:
         print(f"note: {note}")
     if content.get("not_scored"):
         print(f"{benchmark.name}: not scored: {content['not_scored']}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

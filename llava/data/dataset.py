@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from common.cache import cache_root, fingerprint_of, locked
 from common.cores import usable_cores
 from common.errors import UserError
+from common.words import counted
 from llava.config import DataConfig
 from llava.conversation import template_for
 from llava.data.lengths import Coding, Lengths, open_lengths
@@ -182,8 +183,8 @@ def open_source(
     if bad and config.on_error == "raise":
         name, (why, _, _) = next(iter(bad.items()))
         raise UserError(
-            f"{len(bad):,} pictures of {file} cannot be used; the first, {root / name}: {why}. Mend them, or set "
-            "data.on_error=skip to leave their conversations out and have them counted"
+            f"{counted(len(bad), 'picture')} of {file} cannot be used; the first, {root / name}: {why}. Mend them, "
+            "or set data.on_error=skip to leave their conversations out and have them counted"
         )
     if not used or (bad and len(bad) == verified.pictures):
         name, (why, _, _) = next(iter(bad.items()))
@@ -237,8 +238,8 @@ def _refuse_defects(config: DataConfig, defects: list[tuple[str, str]], file: Pa
     if defects and config.on_error == "raise":
         name, reason = defects[0]
         raise UserError(
-            f"{len(defects):,} conversations of {file} cannot be used; the first, {name}: {reason}. Mend them, or set "
-            "data.on_error=skip to leave them out and have them counted"
+            f"{counted(len(defects), 'conversation')} of {file} cannot be used; the first, {name}: {reason}. Mend "
+            "them, or set data.on_error=skip to leave them out and have them counted"
         )
 
 

@@ -6,17 +6,17 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.cache import fingerprint_of
 from common.files import TEMPORARY, atomic_write, fsync_path
-from common.training.loader import batches_of, outlive_signals
-from llava.conversation import IGNORED_LABEL, Encoded, Template, encode
+from common.training.loader import items_of
+from common.training.order import IGNORED_LABEL
+from llava.conversation import Encoded, Template, encode
 from llava.data.rules import Row, turns_of
 from llava.data.store import BATCH, ArrowRows, Rows
 from llava.sections import SectionEncoder
@@ -101,17 +101,10 @@ def open_lengths(rows: Rows, pictures: ArrowRows, folder: Path, name: str, codin
         return known
     where.mkdir(exist_ok=True)
     chunks = _Chunks(rows, pictures, replace(coding, image_tokens=0))
-    loader = DataLoader(
-        chunks,
-        batch_size=None,
-        num_workers=min(workers, len(chunks)),
-        collate_fn=_same,
-        worker_init_fn=outlive_signals,
-    )
     found: list[np.ndarray] = []
     total = Lengths(where)
     with tqdm(desc="counting tokens", total=len(rows), unit="", disable=None) as bar:
-        for columns, shortened, cut, too_long in batches_of(loader):
+        for columns, shortened, cut, too_long in items_of(chunks, workers):
             found.append(columns)
             total.shortened += shortened
             total.cut += cut
@@ -173,7 +166,3 @@ class _Chunks(Dataset[tuple[np.ndarray, int, int, list[int]]]):
             shortened += encoded.rounds < len(conversation.texts) // 2
             cut += encoded.cut
         return np.array(columns, dtype=np.int64).reshape(-1, len(COLUMNS)), shortened, cut, too_long
-
-
-def _same(item: Any) -> Any:
-    return item

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.words import counted
 from llava.data.pictures import Check
 from llava.data.rules import RULES
 
@@ -76,7 +77,7 @@ class FileReport:
         ]
         lines = [f"{key:<14}{value}" for key, value in rows]
         if len(self.reasons) > _SHOWN:
-            lines.append(f"  ... for {len(self.reasons) - _SHOWN} reasons more")
+            lines.append(f"  ... and {counted(len(self.reasons) - _SHOWN, 'reason')} more")
         mended = {RULES[name]: count for name, count in self.rules.items()}
         if self.moved:
             mended["pictures lie under another ending than the file says, and are found there"] = self.moved
@@ -85,7 +86,7 @@ class FileReport:
             lines += [f"  {count:<12,}{text}" for text, count in mended.items()]
         if self.shortened or self.cut:
             lines.append(
-                f"{'shortened':<14}{self.shortened:,} lose rounds at their end, {self.cut:,} a part of an answer"
+                f"{'shortened':<14}rounds lost at the end: {self.shortened:,}; part of an answer: {self.cut:,}"
             )
         if self.lengths:
             lines.append(f"{'length':<14}{summary(self.lengths)} {self.unit}")

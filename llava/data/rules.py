@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from common.words import printable
 from llava.conversation import Turn
 
 IMAGE_MARK = "<image>"
@@ -107,7 +108,7 @@ def normalise(value: Any, line: int) -> tuple[Row, list[str]]:
         _require_text(texts, image_turn)
         _require_unicode([name, image or "", *texts])
     except _Unsound as error:
-        raise Defect(str(error), _printable(name)) from None
+        raise Defect(str(error), printable(name)) from None
     return Row(name, image, image_turn, texts), applied
 
 
@@ -209,7 +210,3 @@ def _require_unicode(texts: list[str]) -> None:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()

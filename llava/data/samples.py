@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from common.errors import UserError
 from common.pictures import DecodeError
-from llava.conversation import IGNORED_LABEL
+from common.training.order import IGNORED_LABEL
 from llava.data.dataset import Conversations
 from llava.data.packing import pack
 from llava.data.pictures import load_picture

@@ -7,7 +7,6 @@ refers to it is pickled as a path.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections import Counter
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import xxhash
 from tqdm import tqdm
 
-from common.cache import fingerprint_of
+from common.cache import fingerprint_of, hash_file
 from common.errors import UserError
 from common.files import TEMPORARY, atomic_write, fsync_path
+from common.write_errors import is_denied, is_full
 from llava.data import rules
 from llava.data.reading import read_records
 from llava.data.rules import Defect, Row
@@ -95,15 +94,6 @@ class Rows(ArrowRows):
         batch, i = self._opened()[row // BATCH], row % BATCH
         values = [batch.column(name)[i].as_py() for name in ("id", "image", "image_turn", "texts")]
         return Row(*values)
-
-
-def hash_file(path: Path) -> str:
-    """xxh3-128 of a file's content."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while data := file.read(1 << 22):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def folder_of(path: Path, root: Path, key: str) -> Path:
@@ -200,12 +190,11 @@ def writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        number = error.errno
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise UserError(
                 f"no space left for the index in {folder} ({error.strerror}); free some, or set data.cache_dir"
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or number == errno.EROFS:
+        if is_denied(error):
             raise UserError(
                 f"the index cannot be written to {folder} ({error.strerror}); set data.cache_dir to a folder of yours"
             ) from error

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.cache import fingerprint_of, locked
 from common.files import append_json_line, atomic_write, read_json_lines
-from common.training.loader import batches_of, outlive_signals
+from common.training.loader import items_of
 from llava.data.pictures import CHECKS, UNREADABLE, Check, Stamp, find, problem_of
 from llava.data.store import Rows, write_pictures, writing
 
@@ -113,18 +113,12 @@ def _verify(
     """Problems, and pictures under another ending, by name."""
     chunks = _deal(sorted(names))
     done = {entry["names"]: entry for entry in read_json_lines(journal) if entry.keys() >= _ENTRY}
-    loader = DataLoader(
-        _Chunks(chunks, root, check, done),
-        batch_size=None,
-        num_workers=0 if len(chunks) < _FEW else min(workers, len(chunks)),
-        collate_fn=_same,
-        worker_init_fn=outlive_signals,
-    )
+    found = items_of(_Chunks(chunks, root, check, done), 0 if len(chunks) < _FEW else workers)
     problems: dict[str, tuple[str, int, int]] = {}
     moved: dict[str, str] = {}
     entries = []
     with tqdm(desc=f"checking pictures ({check})", total=sum(map(len, chunks)), unit="", disable=None) as bar:
-        for entry, size in batches_of(loader):
+        for entry, size in found:
             if entry.pop("new", False):
                 append_json_line(journal, entry)
             entries.append(entry)
@@ -181,7 +175,3 @@ class _Chunks(Dataset[tuple[dict[str, Any], int]]):
             elif stamp.name != name:
                 moved[name] = stamp.name
         return {"problems": problems, "moved": moved}
-
-
-def _same(item: Any) -> Any:
-    return item

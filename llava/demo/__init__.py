@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.cache import cache_root
-from common.config import did_you_mean
+from common.cache import cache_root, locked, mark_of_sources
 from common.errors import UserError
+from common.words import did_you_mean
 
 PREFIX = "builtin:"
 MODELS = {"drawn-llava": Path(__file__).resolve().parent / "base"}
@@ -41,13 +41,23 @@ def drawn_sets(cache_dir: str | None = None) -> Path:
         UserError: the cache cannot be written, or is full.
     """
     from common.write_errors import writing_is_explained
-    from llava.demo.draw import SEED, TEST, TRAIN, write_sets
+    from llava.demo.draw import write_sets
 
-    folder = cache_root(cache_dir) / f"drawn-questions-{SEED}-{TRAIN}-{TEST}"
+    folder = sets_folder(cache_root(cache_dir))
     if not (folder / "done.json").is_file():
         with writing_is_explained(folder):
-            write_sets(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder, "the drawn questions"):
+                if not (
+                    folder / "done.json"
+                ).is_file():  # another process may have drawn them meanwhile, and reads them
+                    write_sets(folder)
     return folder
+
+
+def sets_folder(cache: Path) -> Path:
+    """Where in a cache the drawn sets lie; another place for each version of what draws them."""
+    return cache / f"drawn-questions-{mark_of_sources(Path(__file__).parent, 'draw.py', 'scenes.py')}"
 
 
 def _known(name: str, table: dict[str, Path] | dict[str, str], key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava.conversation import Turn, encode_prompt, template_for
+from llava.conversation import Turn
 from llava.demo.scenes import KINDS
 from llava.generation import generate
 from llava.likelihood import Choice, score_options
@@ -100,17 +100,7 @@ def measure(base: LlavaBase, folder: Path, *, spoken: int = 12, description: str
     pictures = [Image.open(folder / each["image"]).convert("RGB") for each in asked]
     choices = [Choice(each["text"], each["options"], picture) for each, picture in zip(asked, pictures, strict=True)]
     scores = score_options(base, choices, batch_size=25, description=description)
-    template = template_for(base.template, base.tokenizer)
-    prompts = [
-        encode_prompt(
-            [Turn("human", each["text"], image=True)],
-            template,
-            base.tokenizer,
-            image_token_id=base.image_token_id,
-            image_tokens=base.image_tokens,
-        )
-        for each in asked[:spoken]
-    ]
+    prompts = [base.prompt([Turn("human", each["text"], image=True)]) for each in asked[:spoken]]
     said = generate(base, prompts, pictures[:spoken], max_new_tokens=24, batch_size=12)
     answers = []
     for number, (each, options) in enumerate(zip(asked, scores, strict=True)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.reporting.labels import method_label
-from common.reporting.page import Facts, Figure, Figures, Page, Section, Text, write_page
+from common.reporting.page import Exchange, Exchanges, Facts, Figure, Figures, Page, Section, Text, write_page
 from common.reporting.tables import Column, Row, Table, render_text
 from llava.config import LlavaRecipe
 from llava.demo.measure import Answer, Measured
@@ -50,7 +50,7 @@ def write_demo_page(
     """
     metrics, label = results["metrics"], method_label(recipe.adapter.method)
     pairs = list(zip(before.answers, after.answers, strict=True))[:12]
-    figures = [_figure(folder, old, new) for old, new in pairs]
+    exchanges = [_exchange(folder, old, new) for old, new in pairs]
     sections = [
         Section(
             "Result",
@@ -61,15 +61,18 @@ def write_demo_page(
                     "Each option is scored by the model's mean log-likelihood per token; the likeliest counts as "
                     f"its answer. Every test question is about one of {len(HELD_OUT)} pairs of colour and shape that "
                     "neither the base nor the training has seen (a question for the number of things has such a pair "
-                    "in its picture)."
+                    "in its picture)." + not_learnt(after)
                 ),
             ],
         ),
         Section(
             "Questions and answers",
             [
-                Text("The first twelve test questions, with the option chosen and, in quotes, the model's own words."),
-                Figures(figures, width=230),
+                Text(
+                    "The first twelve test questions: the option that the model finds likeliest, which is what counts, "
+                    "and in quotes what it says in its own words."
+                ),
+                Exchanges(exchanges),
             ],
         ),
         Section(
@@ -95,12 +98,20 @@ def write_demo_page(
     return write_page(output / "report.html", Page(title=TITLE, lead=lead, sections=sections))
 
 
-def _figure(folder: Path, old: Answer, new: Answer) -> Figure:
+def not_learnt(after: Measured) -> str:
+    """A sentence about the kinds of questions that the training did not help with, as it must not be overlooked."""
+    guessed = [kind for kind in KINDS if after.accuracy(kind) < CHANCE + 0.05]
+    return f" Not learnt, no better than guessing: questions for the {' and the '.join(guessed)}." if guessed else ""
+
+
+def _exchange(folder: Path, old: Answer, new: Answer) -> Exchange:
     def told(answer: Answer) -> str:
         return f"{answer.chosen} {'✓' if answer.right else '✗'} “{answer.said}”"
 
-    return Figure(
-        folder / new.image,
-        f"drawn shapes; the right answer to “{new.question}” is {new.answer}",
-        f"{new.question} ({', '.join(new.options)}) — before: {told(old)} — after: {told(new)}",
+    return Exchange(
+        question=f"{new.question}\n{', '.join(new.options)}?",
+        answer=f"before: {told(old)}\nafter: {told(new)}",
+        figure=Figure(folder / new.image, f"drawn shapes; the right answer to “{new.question}” is {new.answer}"),
+        expected=new.answer,
+        right=new.right,
     )

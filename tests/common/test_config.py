@@ -6,18 +6,8 @@ from typing import get_args
 import pytest
 
 from common.adapters import METHODS
-from common.config import (
-    OPTIONS,
-    AdapterConfig,
-    Method,
-    TrainConfig,
-    adapter_problems,
-    did_you_mean,
-    require_sound,
-    train_problems,
-    uses_alpha,
-    with_method,
-)
+from common.config import OPTIONS, AdapterConfig, Method, TrainConfig, uses_alpha, with_method
+from common.config_checks import adapter_problems, require_sound, train_problems
 from common.errors import UserError
 
 
@@ -126,11 +116,6 @@ def test_alpha_counts_only_in_rules_that_divide_it() -> None:
     assert uses_alpha(AdapterConfig(method="goat", scaling="alpha_over_r"))
     assert not uses_alpha(AdapterConfig(method="goat"))
     assert not uses_alpha(AdapterConfig(method="lora", scaling=3.0))
-
-
-def test_did_you_mean_prefers_near_names() -> None:
-    assert did_you_mean("gaot", ["goat", "lora"]) == "did you mean goat?"
-    assert did_you_mean("xyz", ["goat", "lora"]) == "known: goat, lora"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

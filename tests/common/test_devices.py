@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.devices import usable_device
+from common.devices import require_compiler, usable_device
 from common.errors import UserError
 
 
@@ -23,3 +23,12 @@ def test_without_a_name_it_is_a_gpu_where_there_is_one() -> None:
 def test_a_device_that_is_not_there_is_a_users_error(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         usable_device(name)
+
+
+def test_compiling_without_a_compiler_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "CC" if torch.cuda.is_available() else "CXX"
+    monkeypatch.setenv(variable, "no-such-compiler")
+    with pytest.raises(UserError, match=r"train.compile=true needs the compiler no-such-compiler, .*apt-get install"):
+        require_compiler()
+    monkeypatch.setenv(variable, "true")
+    require_compiler()

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from common.files import append_json_line, atomic_write, cut_json_lines, read_json_lines, write_json
 from common.training import checkpoint as checkpoints
@@ -103,3 +105,19 @@ def test_a_line_behind_one_that_was_cut_is_kept(tmp_path: Path) -> None:
     append_json_line(file, {"n": 3})
     assert read_json_lines(file) == [{"n": 1}, {"n": 3}]
     assert file.read_bytes().endswith(b'"cu\n{"n": 3}\n')
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_a_checkpoints_files_can_be_read_by_whom_the_umask_lets(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        partial = checkpoints.begin(tmp_path / "checkpoints", 1)
+        save_file({"weight": torch.zeros(2)}, partial / "trained.safetensors")
+        whole = checkpoints.finish(partial, {"step": 1, "world_size": 1, "config_hash": "h"})
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in whole.iterdir()} == {
+        "trained.safetensors": mode,
+        "manifest.json": mode,
+    }

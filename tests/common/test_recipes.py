@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from common.recipes import describe_type, leaves, load, parse, to_dict
+from common.recipes import describe_type, leaves, load, parse
 from vit_classify.config import VitRecipe, recipe_problems
 
 
@@ -103,7 +103,7 @@ def test_impossible_values_are_all_reported(tmp_path: Path) -> None:
 
 def test_written_recipe_reads_back_equal(tmp_path: Path) -> None:
     recipe = read("--adapter.method", "goat", "--train.learning_rate", "1e-5", "--data.templates", '["a {}", "b {}"]')
-    write(tmp_path / "config.yaml", yaml.safe_dump(to_dict(recipe)))
+    write(tmp_path / "config.yaml", yaml.safe_dump(asdict(recipe)))
     assert load(tmp_path / "config.yaml", VitRecipe, problems=recipe_problems) == recipe
 
 

@@ -34,8 +34,9 @@ def test_the_default_is_sound_and_the_papers_length() -> None:
         ("--data.resolution 8", "data.resolution=8 must be at least 16"),
         ("--data.variants 0", "data.variants=0 must be at least 1"),
         ("--data.prompt {tokn}", r"data.prompt='\{tokn\}': \{tokn\} is not filled in; \{token\} and \{class\} are"),
-        ("--data.num_workers -1", "data.num_workers=-1 must be at least 0"),
+        ("--data.num_workers -1", "data.num_workers=-1 must lie between 0 and 1024"),
         ("--data.token=", "data.token is an empty text"),
+        ("--data.class_word=", "data.class_word is an empty text"),
         ("--text_encoder.r 4", "text_encoder.r=4 has no effect with text_encoder.train=False"),
         ("--text_encoder.train true --text_encoder.r 0", "text_encoder.r=0 must be at least 1"),
         ("--text_encoder.train true --text_encoder.learning_rate 0", "text_encoder.learning_rate=0.0 must be positive"),
@@ -55,6 +56,17 @@ def test_the_default_is_sound_and_the_papers_length() -> None:
 def test_impossible_values_are_named(words: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(*words.split())
+
+
+@pytest.mark.parametrize("key", ["data.token", "data.class_word", "data.prompt", "prior.prompt"])
+def test_blanks_are_no_word_and_no_prompt(key: str) -> None:
+    with pytest.raises(UserError, match=rf"{key} is an empty text"):
+        read(f"--{key}", "  ")
+
+
+def test_an_empty_validation_prompt_is_refused() -> None:
+    with pytest.raises(UserError, match=r"validation.prompts has an empty text"):
+        read("--validation.prompts", '["a {token}", " "]')
 
 
 def test_all_problems_are_told_at_once() -> None:

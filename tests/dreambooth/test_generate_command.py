@@ -148,7 +148,7 @@ def test_pictures_made_otherwise_are_never_taken_for_these(
     else:
         words += [f"--{change}", "3"]
     wrong = 2 if change == "prompts" else 4
-    with pytest.raises(UserError, match=rf"holds {wrong} pictures that were made otherwise.*--overwrite"):
+    with pytest.raises(UserError, match=rf"holds {wrong} pictures? made otherwise.*--overwrite"):
         main(words)
     assert hashes(tmp_path / "out") == before
     sizes = count_pictures(monkeypatch)
@@ -163,7 +163,7 @@ def test_foreign_pictures_without_a_manifest_are_not_overwritten(words: list[str
     folder = tmp_path / "out" / "lora" / "duck"
     folder.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(folder / "mine.png")
-    with pytest.raises(UserError, match="holds 1 pictures that were made otherwise"):
+    with pytest.raises(UserError, match="holds 1 picture made otherwise"):
         main(words)
     assert (folder / "mine.png").is_file()
 
@@ -240,7 +240,7 @@ def test_prompts_that_are_too_long_are_counted(
 ) -> None:
     (tmp_path / "long.txt").write_text(PROMPTS + ("a {token} {class} " + "that is long " * 20 + "\n") * long)
     main([*words, "--prompts", str(tmp_path / "long.txt"), "--seeds", "0"])
-    assert ("1 of 3 prompts are longer than the model can read" in capsys.readouterr().err) == long
+    assert ("longer than the model can read, cut at the end: 1 of 3 prompts" in capsys.readouterr().err) == long
 
 
 def test_runs_whose_photographs_are_gone_still_generate(
@@ -259,7 +259,7 @@ def test_runs_whose_photographs_are_gone_still_generate(
     [
         (["--steps", "0"], "--steps=0 must be from 1"),
         (["--guidance", "nan"], "--guidance=nan must be from 0"),
-        (["--seeds", "-1"], "--seeds -1 must be from 0"),
+        (["--seeds", "-1"], "--seeds=-1 must be from 0"),
         (["--batch-size", "0"], "--batch-size=0 must be from 1"),
         (["--size", "13"], "size=13 is not a multiple of 8"),
         (["--size", "0"], "size=0 is not a multiple of 8"),
@@ -317,7 +317,20 @@ def test_an_adapter_for_another_model_is_refused(world: Path, words: list[str], 
         main(["--run", str(run), *words[2:]])
 
 
-def test_several_processes_are_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="is one process"):
-        main(words)
+def test_processes_divide_the_sets_and_make_the_same_pictures(
+    world: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(words[words.index("--output") + 1])
+    given = ["--run", str(world / "lora"), *words[2:]]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in (2, 1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        before = len(hashes(out))
+        assert main(given) == 0
+        assert len(hashes(out)) - before == {0: 4, 1: 4, 2: 0}[rank]
+    assert "2 sets of pictures, which are not divided further: 1 process without work" in capsys.readouterr().err
+    assert {path.name for path in (out / "grids").glob("*.png")} == {"duck.png", "rex.png"}
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    assert main([*given[:-3], str(out.parent / "alone"), *given[-2:]]) == 0
+    assert hashes(out) == hashes(out.parent / "alone")

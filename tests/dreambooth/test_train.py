@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from common.errors import UserError
+from common.reporting.samples import read_samples
+from common.training import RunDirectory
+from dreambooth import train as training
 from dreambooth.model import load_run, read_about
 from dreambooth.train import main
 from tests.dreambooth.drawn import draw_subject
@@ -94,6 +98,9 @@ def test_a_run_holds_what_it_is_used_for(trained: tuple[Path, int, str, str]) ->
         assert (run / file).is_file(), file
     with Image.open(run / "validation" / "step-000003.png") as grid:
         assert grid.width > 256
+    samples = read_samples(run)
+    assert samples is not None
+    assert [(item.picture, item.question) for item in samples.items] == [("validation/step-000003.png", "a ikat toy")]
 
 
 def test_a_run_after_another_is_the_run_alone(
@@ -103,6 +110,33 @@ def test_a_run_after_another_is_the_run_alone(
     assert main([*given, "--adapter.method", "moslora"]) == 0
     alone, after = weights(tmp_path / "run"), weights(trained[0] / "duck")
     assert all(torch.equal(alone[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory left"), RuntimeError("a kernel failed")])
+def test_the_others_are_trained_when_the_machine_fails_on_one_subject(
+    error: Exception,
+    tiny_model: Path,
+    subjects: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    true = training.fit
+
+    def fit(*given: Any, run: RunDirectory, **settings: Any) -> Any:
+        if run.path.name == "ball":
+            raise error
+        return true(*given, run=run, **settings)
+
+    monkeypatch.setattr(training, "fit", fit)
+    given = words(tiny_model, "--data.path", subjects, "--subjects", "ball,duck", "--output", tmp_path)
+    assert main(given) == 1
+    told = capsys.readouterr().err
+    assert f"ball: {type(error).__name__}: {error}" in told
+    assert "1 of 2 subjects failed: ball; the same command tries them again, and only them" in told
+    assert ("Traceback" in told) == (not isinstance(error, torch.OutOfMemoryError))
+    assert not (tmp_path / "ball" / "results.json").exists()
+    assert (tmp_path / "duck" / "results.json").is_file()
 
 
 def test_finished_subjects_are_not_trained_again(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.end_to_end.commands import results, run_command
-from vit_classify.model import save_local
+from vit_classify.checkpoint import write_local
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
 
@@ -20,7 +20,7 @@ def random_vit_b_32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     name = "ViT-B-32-quickgelu"
     model = open_clip.create_model(name, pretrained=None)
-    return save_local(model, open_clip.get_model_config(name), tmp_path_factory.mktemp("vit-b-32"))
+    return write_local(model.state_dict(), open_clip.get_model_config(name), tmp_path_factory.mktemp("vit-b-32"))
 
 
 def subset(source: Path, target: Path, train: int, test: int) -> Path:

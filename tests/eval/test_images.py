@@ -19,7 +19,7 @@ from common.config import AdapterConfig, TrainConfig
 from common.errors import UserError
 from common.training import RunDirectory
 from eval import images
-from vit_classify.checkpoint import save_local
+from vit_classify.checkpoint import write_local
 from vit_classify.config import DataConfig, ModelConfig, VitRecipe
 from vit_classify.data import open_data
 from vit_classify.model import load_model, prepare_training, save_run
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     root = tmp_path_factory.mktemp("trained")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = save_local(open_clip.CLIP(**TINY), TINY, root / "base")
+        base = write_local(open_clip.CLIP(**TINY).state_dict(), TINY, root / "base")
     recipe = VitRecipe(
         model=ModelConfig(name=f"local-dir:{base}"),
         data=DataConfig(name="colours", source=str(pictures), cache_dir=str(root / "cache"), num_workers=0),
@@ -216,7 +216,7 @@ def test_a_run_without_its_adapter_is_refused(run: Path) -> None:
     [
         (["--adapter.r", "4"], r"unknown option --adapter\.r.*those of the run"),
         (["--data.sorce", "x"], r"unknown option --data\.sorce; did you mean data\.source"),
-        (["--batch-size", "0"], "must be at least 1"),
+        (["--batch-size", "0"], "--batch-size=0 must be from 1"),
         (["--data.source", "no/such/folder"], "no/such/folder"),
     ],
 )

@@ -10,16 +10,8 @@ from common.errors import UserError
 from llava.chat import Chat, main, open_picture, talk
 from llava.conversation import Turn, encode_prompt, template_for
 from llava.generation import generate
-from llava.model import load_model, prepare_training, save_merged
-from tests.llava.tiny import TinyLlava, disturb, parts_of, recipe_of, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tiny_llava: TinyLlava, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = recipe_of(parts_of(tiny_llava))
-    base = prepare_training(load_model(recipe.model, template="llama3"), recipe)
-    disturb(base.model)
-    return write_run(base, recipe, tmp_path_factory.mktemp("chat") / "run")
+from llava.model import load_model, save_merged
+from tests.llava.tiny import TinyLlava, parts_of
 
 
 @pytest.fixture
@@ -70,7 +62,7 @@ def test_commands_are_not_asked(tiny_llava: TinyLlava, picture: Path, capsys: py
 
 
 def test_command_line_answers_one_prompt(run: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["--run", str(run), "--image", str(picture), "--prompt", "What is it?", "--max_new_tokens", "6"])
+    status = main(["--run", str(run), "--image", str(picture), "--prompt", "What is it?", "--max-new-tokens", "6"])
     assert status == 0
     assert capsys.readouterr().out.strip()
 
@@ -79,7 +71,7 @@ def test_command_line_reads_questions_from_a_pipe_until_its_end(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\nHow many?\n"))
-    assert main(["--run", str(run), "--max_new_tokens", "4", "--device", "cpu"]) == 0
+    assert main(["--run", str(run), "--max-new-tokens", "4", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
 
 
@@ -87,7 +79,7 @@ def test_merged_model_chats_like_its_run(
     run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_merged(run, tmp_path / "merged")
-    rest = ["--image", str(picture), "--prompt", "What is it?", "--max_new_tokens", "6"]
+    rest = ["--image", str(picture), "--prompt", "What is it?", "--max-new-tokens", "6"]
     main(["--run", str(run), *rest])
     expected = capsys.readouterr().out
     main(["--model", str(tmp_path / "merged"), *rest])
@@ -100,7 +92,7 @@ def test_merged_model_chats_like_its_run(
         (["--run", "RUN", "--template", "llama3"], "--template=llama3 has no effect with --run"),
         (["--run", "RUN", "--device", "toaster"], "--device=toaster"),
         (["--run", "RUN", "--image", "nowhere.png"], r"nowhere.png: there is no such file"),
-        (["--run", "RUN", "--max_new_tokens", "0"], "--max_new_tokens=0"),
+        (["--run", "RUN", "--max-new-tokens", "0"], "--max-new-tokens=0"),
         (["--run", "/nowhere"], "not the directory of a run"),
         (["--model", "/nowhere"], "there is no such folder"),
     ],

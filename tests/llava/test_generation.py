@@ -155,3 +155,15 @@ def test_bfloat16_models_answer(tiny_llava: TinyLlava, quantization: str) -> Non
     model = load_model(parts_of(tiny_llava, quantization=quantization), template="llama3", precision="bf16")
     prompts, images = questions(model)
     assert len(generate(model, prompts, images, max_new_tokens=4)) == 7
+
+
+def test_the_mode_comes_back_after_an_error_too(base: LlavaBase) -> None:
+    base.model.train()
+    with base.answering():
+        assert not base.model.training
+        assert torch.is_inference_mode_enabled()
+    with pytest.raises(RuntimeError), base.answering():
+        torch.ones(1) @ torch.ones(2)
+    assert base.model.training
+    assert not torch.is_inference_mode_enabled()
+    base.model.eval()

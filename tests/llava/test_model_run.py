@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGenera
 
 from common.config import AdapterConfig
 from common.errors import UserError
-from common.recipes import to_dict
 from llava.config import DataConfig, LlavaRecipe, ModelConfig, TowerConfig
 from llava.conversation import Turn, encode_prompt, template_for
 from llava.generation import generate
@@ -218,7 +217,7 @@ assert not any(name.split(".")[0] in ("llava", "common") for name in sys.modules
 
 
 def write_config(path: Path, recipe: LlavaRecipe) -> None:
-    (path / "config.yaml").write_text(yaml.safe_dump(to_dict(recipe)))
+    (path / "config.yaml").write_text(yaml.safe_dump(asdict(recipe)))
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

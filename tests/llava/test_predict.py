@@ -11,17 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import llava.predict
 from common.errors import UserError
-from llava.model import load_model, prepare_training
 from llava.predict import MARK, main, read_questions
-from tests.llava.tiny import TinyLlava, disturb, parts_of, recipe_of, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tiny_llava: TinyLlava, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = recipe_of(parts_of(tiny_llava))
-    base = prepare_training(load_model(recipe.model, template="llama3"), recipe)
-    disturb(base.model)
-    return write_run(base, recipe, tmp_path_factory.mktemp("predict") / "run")
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def words(run: Path, folder: Path, *more: str) -> list[str]:
     given = ["--run", str(run), "--questions", str(folder / "q.jsonl"), "--output", str(folder / "out" / "p.jsonl")]
-    return [*given, "--max_new_tokens", "6", "--batch_size", "2", *more]
+    return [*given, "--max-new-tokens", "6", "--batch-size", "2", *more]
 
 
 @pytest.fixture
@@ -74,7 +64,7 @@ def test_every_question_gets_an_answer_in_the_order_of_the_file(run: Path, folde
     found = read_rows(folder / "out" / "p.jsonl")
     assert [{k: v for k, v in row.items() if k not in ("answer", MARK)} for row in found] == rows_of()
     assert sum(bool(row["answer"]) for row in found) >= 4
-    single = ["--batch_size", "1", "--output", str(folder / "single.jsonl")]
+    single = ["--batch-size", "1", "--output", str(folder / "single.jsonl")]
     main(words(run, folder, *single))
     assert read_rows(folder / "single.jsonl") == found
 
@@ -110,7 +100,7 @@ def test_answer_to_anything_else_is_not_taken_for_this_one(
         file = run / "adapter" / "adapter_model.safetensors"
         save_file({name: value * 1.01 for name, value in load_file(file).items()}, file)
     else:
-        more = ["--max_new_tokens", "5"]
+        more = ["--max-new-tokens", "5"]
     with pytest.raises(UserError, match="not answers of this model to these questions"):
         main(words(run, folder, *more))
     assert len(read_rows(folder / "out" / "p.jsonl")) == 6  # untouched
@@ -158,7 +148,7 @@ def test_bad_rows_are_named_and_the_rest_is_answered(
     assert main(words(run, folder)) == 1
     assert [row["id"] for row in read_rows(folder / "out" / "p.jsonl")] == [0]
     err = capsys.readouterr().err
-    assert "1 questions; rows left out: 10" in err
+    assert "1 question; rows left out: 10" in err
     assert all(f"line {line} " in err for line in range(2, 12)), err
     assert "out of the image root" in err
 
@@ -184,5 +174,5 @@ def test_file_without_one_sound_row_is_refused(folder: Path) -> None:
 def test_image_root_can_be_elsewhere(run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     questions = write_rows(tmp_path / "elsewhere" / "q.jsonl", rows_of())
-    given = words(run, folder, "--questions", str(questions), "--image_root", str(folder))
+    given = words(run, folder, "--questions", str(questions), "--image-root", str(folder))
     assert main(given) == 0

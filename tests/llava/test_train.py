@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from common.config import AdapterConfig, TrainConfig
 from common.errors import UserError
+from common.reporting.samples import read_samples
 from common.training import RunDirectory
 from llava.config import DataConfig, LlavaRecipe, ModelConfig, TowerConfig, recipe_problems
 from llava.data import open_data
@@ -83,6 +84,9 @@ def test_a_run_leaves_its_results_and_opens_again(whole: Path) -> None:
     assert metrics["padding_share"] == pytest.approx(1 - metrics["total_tokens"] / metrics["total_positions"])
     assert {"tokens_per_second", "supervised_tokens_per_second", "token_accuracy"} <= lines(whole)[0].keys()
     assert (whole / "plots" / "loss.png").is_file()
+    samples = read_samples(whole)
+    assert samples is not None
+    assert (samples.kind, len(samples.items)) == ("chat", 8)
     assert "supervised" in describe(results, whole)
     course = losses(whole)
     assert sum(course[-3:]) < sum(course[:3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from common.config import AdapterConfig, Precision, TrainConfig
-from common.recipes import to_dict
 from llava.config import DataConfig, LlavaRecipe, ModelConfig
 from llava.model import LlavaBase, load_model, save_run
 
@@ -212,7 +211,7 @@ def disturb(model: nn.Module, seed: int = 1) -> None:
 def write_run(base: LlavaBase, recipe: LlavaRecipe, path: Path) -> Path:
     """What `mosgoat llava train` leaves of a run, as far as opening it goes."""
     save_run(base, path)
-    (path / "config.yaml").write_text(yaml.safe_dump(to_dict(recipe)))
+    (path / "config.yaml").write_text(yaml.safe_dump(asdict(recipe)))
     return path
 
 

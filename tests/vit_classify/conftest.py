@@ -7,7 +7,10 @@ import open_clip
 import pytest
 import torch
 
-from vit_classify.checkpoint import save_local
+from tests.vit_classify.classifiers import CLASSES, TEMPLATES, Load
+from vit_classify.checkpoint import write_local
+from vit_classify.config import ModelConfig
+from vit_classify.model import VitClassifier, load_model
 
 TINY: dict[str, Any] = {
     "embed_dim": 32,
@@ -37,4 +40,12 @@ def tiny_clip() -> open_clip.CLIP:
 @pytest.fixture(scope="session")
 def tiny_base(tiny_clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `local-dir:` reads."""
-    return save_local(tiny_clip, TINY, tmp_path_factory.mktemp("tiny_base"))
+    return write_local(tiny_clip.state_dict(), TINY, tmp_path_factory.mktemp("tiny_base"))
+
+
+@pytest.fixture
+def load_tiny(tiny_base: Path) -> Load:
+    def load(head: str = "zero_shot", **options: Any) -> VitClassifier:
+        return load_model(ModelConfig(f"local-dir:{tiny_base}", head=head), CLASSES, TEMPLATES, **options)  # type: ignore[arg-type]
+
+    return load

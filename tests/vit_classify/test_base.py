@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from vit_classify.base import find_base, load_clip, load_tower
-from vit_classify.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_local
+from vit_classify.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_local
 from vit_classify.config import ModelConfig
 
 
@@ -99,7 +99,7 @@ def test_what_is_in_the_cache_is_not_asked_of_the_network(
 def test_a_repository_that_has_only_a_pickle_is_read_from_it(
     hub: Path, tiny_cfg: dict[str, Any], tiny_clip: open_clip.CLIP, tmp_path: Path
 ) -> None:
-    folder = save_local(tiny_clip, tiny_cfg, tmp_path / "pickled")
+    folder = write_local(tiny_clip.state_dict(), tiny_cfg, tmp_path / "pickled")
     torch.save(tiny_clip.state_dict(), folder / "open_clip_pytorch_model.bin")
     put_into_cache(hub, "someone/tiny", folder, CONFIG_FILE, "open_clip_pytorch_model.bin")
     assert same_weights(load_clip(find_base(ModelConfig("hf-hub:someone/tiny"))), tiny_clip)
@@ -121,7 +121,7 @@ def test_a_plain_tensor_pickle_is_read_and_loading_leaves_the_random_state_alone
 
 
 def test_half_precision_weights_load_as_float32(tiny_cfg: dict[str, Any], tmp_path: Path) -> None:
-    save_local(open_clip.CLIP(**tiny_cfg).half(), tiny_cfg, tmp_path)
+    write_local(open_clip.CLIP(**tiny_cfg).half().state_dict(), tiny_cfg, tmp_path)
     tower = load_tower(find_base(ModelConfig(f"local-dir:{tmp_path}")))
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
 
@@ -271,6 +271,6 @@ def test_a_model_that_cannot_be_adapted_is_refused(
 
 
 def test_pictures_resized_in_another_way_are_refused(tiny_clip: open_clip.CLIP, tiny_cfg: Any, tmp_path: Path) -> None:
-    save_local(tiny_clip, tiny_cfg, tmp_path, {"resize_mode": "squash"})
+    write_local(tiny_clip.state_dict(), tiny_cfg, tmp_path, {"resize_mode": "squash"})
     with pytest.raises(UserError, match="squash"):
         find_base(ModelConfig(f"local-dir:{tmp_path}"))

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from common import export
 from common.config import AdapterConfig
 from common.errors import UserError
-from common.recipes import to_dict
 from vit_classify.attention import split_attention
 from vit_classify.checkpoint import WEIGHTS_FILE
 from vit_classify.config import ModelConfig, VitRecipe
@@ -46,7 +46,7 @@ def finished(run: Path, base: Path, method: str, head: str = "zero_shot") -> Pat
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     save_run(classifier, run)
-    (run / "config.yaml").write_text(yaml.safe_dump(to_dict(VitRecipe(model=model, adapter=adapter))))
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(VitRecipe(model=model, adapter=adapter))))
     results = {"task": "vit_classify", "method": method, "metrics": {"accuracy": 0.0}, "n": 1, "seed": 0}
     (run / "results.json").write_text(json.dumps(results))
     return run

@@ -145,6 +145,17 @@ def test_the_same_command_tries_failed_cells_again(base: Path, tmp_path: Path, t
     assert training.cells == ["dtd/lora/0"]
 
 
+def test_a_cell_that_failed_before_it_trained_takes_the_mended_recipe(
+    base: Path, tmp_path: Path, training: FakeTraining
+) -> None:
+    training.fails = lambda recipe: UserError("data.source=wrong is no folder") if "wrong" in str(recipe.data) else None
+    given = words(base, tmp_path / "out", datasets="dtd")
+    assert sweep.main([*given, "--data.source", "wrong"]) == 1
+    training.recipes.clear()
+    assert sweep.main([*given, "--data.source", "right"]) == 0
+    assert training.cells == ["dtd/lora/0", "dtd/goat/0"]
+
+
 def test_an_interrupted_sweep_leaves_the_table_of_what_is_done(
     base: Path, tmp_path: Path, training: FakeTraining
 ) -> None:

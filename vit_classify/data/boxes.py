@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.pictures import resized_size
+
 SCALE = (0.9, 1.0)
 RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
@@ -59,13 +61,6 @@ def _central(height: int, width: int) -> Box:
     elif width / height > RATIO[1]:
         w = round(height * RATIO[1])
     return Box((height - h) // 2, (width - w) // 2, h, w)
-
-
-def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width after torchvision's `Resize(size)`: the shorter side becomes `size`."""
-    if height <= width:
-        return size, int(size * width / height)
-    return int(size * height / width), size
 
 
 def resize_center_crop(height: int, width: int, size: int) -> Box:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.cache import locked
 from common.errors import UserError
 from common.files import fsync_path
-from common.training.loader import outlive_signals
-from vit_classify.data.decode import DecodeError
+from common.pictures import DecodeError
+from common.training.loader import items_of
+from common.write_errors import free_bytes, is_denied, is_full
 from vit_classify.data.sources import Source
 from vit_classify.data.store import (
     CHUNK,
@@ -34,8 +33,6 @@ from vit_classify.data.store import (
     read_index,
     write_index,
 )
-
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Pass:
@@ -146,13 +143,6 @@ class Pass:
 
     def _decode_from(self, first_chunk: int) -> Iterator[tuple[dict[str, Any], bytes]]:
         chunks = _Chunks(self.source, self.store_size, self.pixels, first_chunk)
-        loader = DataLoader(
-            chunks,
-            batch_size=None,
-            num_workers=min(self.num_workers, len(chunks)),
-            collate_fn=_same,
-            worker_init_fn=outlive_signals,
-        )
         what = "caching" if self.pixels else "checking"
         with tqdm(
             desc=f"{what} {self.name}",
@@ -161,7 +151,7 @@ class Pass:
             unit="pictures",
             disable=None,
         ) as bar:
-            for entry, pixels in loader:
+            for entry, pixels in items_of(chunks, self.num_workers):
                 yield entry, pixels
                 bar.update(len(entry["shapes"]))
 
@@ -203,10 +193,6 @@ class _Chunks(Dataset[tuple[dict[str, Any], bytes]]):
         return {"shapes": shapes, "skipped": skipped, "hash": hash_bytes(data)}, data
 
 
-def _same(item: Any) -> Any:
-    return item
-
-
 def _chunk_bytes(entry: dict[str, Any]) -> int:
     return sum(3 * height * width for height, width in entry["shapes"])
 
@@ -245,25 +231,19 @@ def _no_space_is_explained(task: Pass) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if is_full(error):
             needed = task.bytes_needed()
             task.remove_partial()
-            free = shutil.disk_usage(_existing(task.folder)).free
+            free = free_bytes(task.folder)
             about = f"needs about {needed:,} bytes" if needed else "does not fit"
             raise UserError(
                 f"no space left: the cache of {task.name} {about} in {task.folder} where {free:,} are free "
                 f"({error.strerror}); free some, set data.cache_dir to another disk, lower data.store_size, "
                 "or set data.pixels=decode. The unfinished cache was removed"
             ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
+        if is_denied(error):
             raise UserError(
                 f"the cache of {task.name} cannot be written to {task.folder} ({error.strerror}); "
                 "set data.cache_dir to a folder of yours"
             ) from error
         raise
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path

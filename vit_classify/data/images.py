@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vit_classify.data.boxes import Box, random_resized_crop, resize_center_crop, resized_size
+from common.pictures import resized_size
+from vit_classify.data.boxes import Box, random_resized_crop, resize_center_crop
 from vit_classify.data.resample import crop_resize
 from vit_classify.data.splits import Split
 from vit_classify.data.store import Store

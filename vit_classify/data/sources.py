@@ -5,9 +5,7 @@ A `Source` is one split as it lies there, with nothing decoded and nothing left 
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +16,11 @@ import numpy as np
 
 from common.cache import fingerprint_of
 from common.errors import UserError
+from common.pictures import ENDINGS, read_file
+from common.words import counted, listed, printable
 from vit_classify.data.registry import SetSpec
 from vit_classify.demo import PREFIX, builtin_data_dir
 
-PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 VALIDATION_NAMES = ("validation", "val", "valid")
 
 
@@ -76,7 +75,7 @@ class FolderSource:
             if not found:
                 raise UserError(
                     f"data.source: class folder {root / name} holds no picture; "
-                    f"put some there or remove it (endings read: {' '.join(sorted(PICTURE_ENDINGS))})"
+                    f"put some there or remove it (endings read: {' '.join(sorted(ENDINGS))})"
                 )
             self._files += found
             labels += [label] * len(found)
@@ -88,7 +87,7 @@ class FolderSource:
         for folder, files in _folders(str(self.root / class_name)):
             for name in sorted(files):
                 path = os.path.relpath(os.path.join(folder, name), self.root)
-                is_picture = os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
+                is_picture = os.path.splitext(name)[1].lower() in ENDINGS
                 # Hidden pictures are copies that file managers, notebooks and macOS leave behind.
                 if is_picture and not name.startswith("."):
                     found.append(path)
@@ -100,18 +99,10 @@ class FolderSource:
         return len(self._files)
 
     def raw(self, row: int) -> bytes:
-        path = self.root / self._files[row]
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return path.read_bytes()
+        return read_file(self.root / self._files[row])
 
     def describe(self, row: int) -> str:
         return printable(f"{self.root.name}/{self._files[row]}")
-
-
-def printable(name: str) -> str:
-    """A file name that can be written as UTF-8: bytes that are none become `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _folders(root: str) -> list[tuple[str, list[str]]]:
@@ -166,9 +157,8 @@ def open_folder(root: Path) -> Sources:
                 f"{_difference('train', names, split, others)}"
             )
     if len(names) < 2:
-        raise UserError(
-            f"data.source={root}: train holds {len(names)} class folder(s) {names}; classification needs at least two"
-        )
+        held = counted(len(names), "class folder")
+        raise UserError(f"data.source={root}: train holds {held} {names}; classification needs at least two")
     sources = {split: FolderSource(folder, names) for split, folder in folders.items()}
     ignored = [f"{split}/{name}" for split, source in sources.items() for name in source.ignored]
     warnings = []
@@ -192,8 +182,7 @@ def _difference(first: str, a: Sequence[str], second: str, b: Sequence[str]) -> 
     for name, more, less in ((first, set(a), set(b)), (second, set(b), set(a))):
         only = sorted(more - less)
         if only:
-            dots = ", ..." if len(only) > 8 else ""
-            found.append(f"only in {name}: {', '.join(only[:8])}{dots}")
+            found.append(f"only in {name}: {listed(only)}")
     return "; ".join(found)
 
 

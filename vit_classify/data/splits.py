@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from common.cache import cache_root, fingerprint_of
-from common.config import did_you_mean
 from common.cores import usable_cores
 from common.errors import UserError
+from common.words import did_you_mean, listed
 from vit_classify.config import DataConfig
 from vit_classify.data.build import Pass
 from vit_classify.data.registry import DEFAULT_TEMPLATES, SETS, SetSpec, plain_words
@@ -98,11 +98,11 @@ class DataReport:
             ("set", f"{self.name} ({self.classes} classes)"),
             ("source", self.source),
             *self.counts.items(),
-            ("skipped", len(self.skipped)),
+            ("left out", len(self.skipped)),
             *(("cache", folder) for folder in self.caches),
         ]
         lines = [f"{key:<12}{value}" for key, value in rows]
-        lines += [f"  skipped {name}: {reason}" for name, reason in self.skipped[:20]]
+        lines += [f"  left out {name}: {reason}" for name, reason in self.skipped[:20]]
         if len(self.skipped) > 20:
             lines.append(f"  ... and {len(self.skipped) - 20} more (data_report.json has them all)")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
@@ -251,12 +251,12 @@ def words_for(names: Sequence[str], path: str | None, spec: SetSpec | None) -> t
     if path is not None:
         words, unused = _words_from_file(names, path)
         if unused:
-            warnings.append(f"{path} names classes that the set does not have: {', '.join(unused[:8])}")
+            warnings.append(f"{path} names classes that the set does not have: {listed(unused)}")
     else:
         words = (spec.words if spec else plain_words)(names)
     twice = sorted({word for word in words if words.count(word) > 1})
     if twice:
-        warnings.append(f"several classes have the same words, no prompt can tell them apart: {', '.join(twice[:8])}")
+        warnings.append(f"several classes have the same words, no prompt can tell them apart: {listed(twice)}")
     return words, warnings
 
 
@@ -281,9 +281,7 @@ def _words_from_file(names: Sequence[str], path: str) -> tuple[list[str], list[s
         else:
             missing.append(name)
     if missing:
-        raise UserError(
-            f"data.class_names={path} has no words for {', '.join(missing[:8])}{', ...' if len(missing) > 8 else ''}"
-        )
+        raise UserError(f"data.class_names={path} has no words for {listed(missing)}")
     return words, sorted(set(table) - used)
 
 
@@ -298,7 +296,7 @@ def _require_every_class(train: Split, names: Sequence[str]) -> None:
     if empty:
         raise UserError(
             f"{len(empty)} of {len(names)} classes have no readable training picture: "
-            f"{', '.join(empty[:8])}{', ...' if len(empty) > 8 else ''}; add some or remove the class"
+            f"{listed(empty)}; add some or remove the class"
         )
 
 

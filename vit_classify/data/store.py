@@ -21,7 +21,8 @@ import xxhash
 from common.cache import fingerprint_of
 from common.errors import UserError
 from common.files import atomic_write
-from vit_classify.data.decode import DecodeError, decode, shrink
+from common.pictures import DecodeError, decode
+from vit_classify.data.shrink import shrink
 from vit_classify.data.sources import Source
 
 # Part of every key: raise it when the layout or the decoded pixels change.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 
 from common.cache import fingerprint_of
 from common.errors import UserError
+from common.words import counted, first_line, listed
 from vit_classify.data.sources import VALIDATION_NAMES, Source, Sources
 
 IMAGE_COLUMNS = ("image", "img")
@@ -176,13 +176,14 @@ def _assemble(tables: dict[str, datasets.Dataset], where: str, root: Path | None
     numbers = all(name.isdecimal() for name in others) and others == names[: len(others)]
     if others != names and not numbers:
         only = sorted(set(names) ^ set(others))
-        differing = f"only in one of them: {', '.join(only[:8])}{', ...' if len(only) > 8 else ''}"
+        differing = f"only in one of them: {listed(only)}"
         raise UserError(
             f"data.source={where}: train and test must have the same classes in the same order; "
             f"{differing if only else 'the order differs'}"
         )
     if len(names) < 2:
-        raise UserError(f"data.source={where} has {len(names)} class {names}; classification needs at least two")
+        held = counted(len(names), "class", "classes")
+        raise UserError(f"data.source={where} has {held} {names}; classification needs at least two")
     validation: Source | None = None
     for name in VALIDATION_NAMES:
         if validation is None and name in tables:
@@ -208,5 +209,5 @@ def _hub_cache() -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text: Any = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    kind, text = type(error).__name__, first_line(error)
+    return kind if text == kind else f"{kind}: {text[:160]}"

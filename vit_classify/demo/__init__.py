@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.config import did_you_mean
 from common.errors import UserError
+from common.words import did_you_mean
 
 PREFIX = "builtin:"
 _HERE = Path(__file__).resolve().parent

@@ -11,11 +11,13 @@ import numpy as np
 
 from common.config import Method
 from common.files import atomic_write
+from common.reporting.adapter_sections import load_figure
 from common.reporting.labels import method_label
 from common.reporting.page import Block, Facts, Figure, Figures, Page, Section, Text, write_page
 from common.reporting.plots import plot_bars, plot_confusion
+from common.reporting.recipe_sections import environment_facts, recipe_blocks
 from common.reporting.runs import read_json
-from common.reporting.sections import curve_figure, environment_facts, load_figure, recipe_blocks
+from common.reporting.sections import curve_figure
 from common.reporting.tables import Column, Row, Spread, Table, Value, render_markdown, render_text
 from vit_classify.demo import builtin_data_dir, builtin_model_dir
 from vit_classify.demo.measure import Difference, MethodRuns, collect, difference

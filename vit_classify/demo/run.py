@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from common.config import OPTIONS, Method, did_you_mean
+from common.config import OPTIONS, Method
 from common.errors import UserError
 from common.recipes import load
 from common.reporting.labels import method_label
+from common.words import did_you_mean
 from vit_classify.config import VitRecipe, recipe_problems
 from vit_classify.data import open_data
 from vit_classify.demo.report import write_report

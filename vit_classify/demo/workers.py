@@ -19,7 +19,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -66,6 +67,7 @@ def run_cells(cells: Sequence[Cell], logs: Path, jobs: int) -> Iterator[Done]:
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start)
+    previous = _terminated_by_exception()
     try:
         with _interrupts_ignored():  # which the workers inherit: Ctrl-C goes to all processes of a terminal
             futures = {pool.submit(_run, cell, logs / log_name(cell)): number for number, cell in enumerate(cells)}
@@ -84,11 +86,24 @@ def run_cells(cells: Sequence[Cell], logs: Path, jobs: int) -> Iterator[Done]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def log_name(cell: Cell) -> str:
     """The file in which a run's own messages are kept."""
     return f"{cell.method}-seed{cell.seed}.log"
+
+
+def _terminated_by_exception() -> Any:
+    """Let SIGTERM raise `SystemExit` here, so that the workers are told; what it did before, None where that stays."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, leave)
 
 
 @contextlib.contextmanager

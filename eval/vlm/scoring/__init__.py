@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import UserError
+from common.words import counted, listed
 from eval.vlm.benchmarks import Benchmark
 from eval.vlm.question import Index, Question, incomplete_sets
 from eval.vlm.scoring.choice import score_choice
 from eval.vlm.scoring.circular import score_circular
 from eval.vlm.scoring.letters import extract_choice
-from eval.vlm.scoring.scores import Scores, named
+from eval.vlm.scoring.scores import Scores
 from eval.vlm.scoring.vqa import score_vqa
 from eval.vlm.scoring.yes_no import extract_yes_no, incomplete_pairs, score_yes_no
 from eval.vlm.table import Table
@@ -83,16 +84,16 @@ def check_scorable(benchmark: Benchmark, table: Table, *, allow_incomplete: bool
     missing = _incomplete(benchmark, table.questions)
     if missing:
         what = {"circular": "the rotations of {} questions", "yes_no": "MME's two questions about {} pictures"}
-        listed = named(f"{group} ({reason})" for group, reason in missing.items())
+        shown = listed(f"{group} ({reason})" for group, reason in missing.items())
         raise UserError(
-            f"{table.path}: {what[benchmark.family].format(len(missing))} are not all there: {listed}; use the whole "
+            f"{table.path}: {what[benchmark.family].format(len(missing))} are not all there: {shown}; use the whole "
             "table, or give --allow-incomplete to score what is there"
         )
     silent = [question.index for question in table.questions if not question.answer]
     if silent and benchmark.family != "judged":
         raise UserError(
-            f"{table.path}: {len(silent)} rows have no answer: {named(silent)}; give --allow-incomplete to leave "
-            "them out"
+            f"{table.path}: {counted(len(silent), 'row')} without an answer: {listed(silent)}; give --allow-incomplete "
+            "to leave them out"
         )
 
 
@@ -120,9 +121,9 @@ def _incomplete(benchmark: Benchmark, questions: Sequence[Question]) -> dict[Ind
 def _incomplete_notes(benchmark: Benchmark, table: Table, answered: Sequence[Question]) -> list[str]:
     missing = _incomplete(benchmark, answered)
     what = {"circular": "not all of the rotations", "yes_no": "one question about a picture where MME asks two"}
-    notes = [f"{what[benchmark.family]}: {len(missing)} questions: {named(missing)}"] if missing else []
+    notes = [f"{what[benchmark.family]}: {counted(len(missing), 'question')}: {listed(missing)}"] if missing else []
     silent = [question.index for question in table.questions if not question.answer]
-    return notes + ([f"left out without an answer: {len(silent)} rows: {named(silent)}"] if silent else [])
+    return notes + ([f"left out without an answer: {counted(len(silent), 'row')}: {listed(silent)}"] if silent else [])
 
 
 def _left_out(table: Table, why: str, chosen: list[Question], allowed: bool) -> list[str]:
@@ -132,7 +133,7 @@ def _left_out(table: Table, why: str, chosen: list[Question], allowed: bool) -> 
         return []
     if not allowed:
         raise UserError(
-            f"{len(missing)} of {len(table.questions)} rows of {table.path} are {why}: {named(missing)}; predict them, "
-            "or give --allow-incomplete to score what is there"
+            f"{len(missing)} of {len(table.questions)} rows of {table.path} are {why}: {listed(missing)}; predict "
+            "them, or give --allow-incomplete to score what is there"
         )
-    return [f"left out {why}: {len(missing)} rows: {named(missing)}"]
+    return [f"left out {why}: {counted(len(missing), 'row')}: {listed(missing)}"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from common.words import counted, listed
 from eval.vlm.question import Index, Question, groups_of
 from eval.vlm.scoring.abilities import per_split
 from eval.vlm.scoring.choice import row_of
-from eval.vlm.scoring.scores import Scores, named
+from eval.vlm.scoring.scores import Scores
 
 
 def score_circular(questions: Sequence[Question], predictions: Mapping[Index, str]) -> Scores:
@@ -34,5 +35,7 @@ def score_circular(questions: Sequence[Question], predictions: Mapping[Index, st
             baseless.append(group)
         else:
             hits.append((base, right))
-    notes = [f"left out without their unrotated rows: {len(baseless)} questions: {named(baseless)}"] if baseless else []
+    notes = []
+    if baseless:
+        notes = [f"left out without their unrotated rows: {counted(len(baseless), 'question')}: {listed(baseless)}"]
     return Scores(per_split(hits), list(rows.values()), len(hits), notes)

@@ -6,11 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.vlm.question import Index
-
-# How many rows a message names.
-SHOWN = 8
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -35,10 +30,3 @@ def percent(hits: Iterable[float]) -> float:
     """The mean of values from 0 to 1, of which there is at least one, in percent."""
     values = list(hits)
     return 100.0 * sum(values) / len(values)
-
-
-def named(items: Iterable[Index]) -> str:
-    """A few of many for a message, and how many more there are."""
-    found = [str(item) for item in items]
-    more = len(found) - SHOWN
-    return ", ".join(found[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.words import listed
 from eval.vlm.question import Index, Question, groups_of
-from eval.vlm.scoring.scores import Scores, named, percent
+from eval.vlm.scoring.scores import Scores, percent
 from eval.vlm.scoring.words import strip_punctuation
 
 PERCEPTION = (
@@ -70,7 +71,7 @@ def score_yes_no(questions: Sequence[Question], predictions: Mapping[Index, str]
         notes.append(f"the table lacks {len(missing)} of MME's 14 categories, which add nothing: {', '.join(missing)}")
     unknown = [name for name in category if name not in (*PERCEPTION, *COGNITION)]
     if unknown:
-        notes.append(f"categories that MME does not have, in no sum: {named(unknown)}")
+        notes.append(f"categories that MME does not have, in no sum: {listed(unknown)}")
     return Scores(metrics, list(rows.values()), len(rows), notes)
 
 

@@ -125,5 +125,5 @@ def test_upcycled_layer_has_a_shape_without_data() -> None:
 
 def test_start_rank_of_adalora_that_no_layer_has_is_refused_before_it_fills_the_memory() -> None:
     config = AdapterConfig(method="adalora", r=8, init_r=100_000)
-    with pytest.raises(UserError, match=r"adapter.init_r=100000 is larger .* use init_r <= 16"):
+    with pytest.raises(UserError, match=r"init_r=100000 is larger .* use init_r <= 16"):
         attach(Base(), config, ["a", "b"])

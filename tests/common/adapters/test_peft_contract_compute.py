@@ -64,7 +64,7 @@ def test_an_adapted_layer_compiles_into_one_graph_with_the_same_values(mode: str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile's inductor needs a C compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile's inductor needs g++")
 def test_inductors_code_gives_the_same_values() -> None:
     torch.compiler.reset()
     model = adapt("mlp", "goat")

@@ -6,6 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.adapters import MosgoatConfig, adapter_tensors, balance_loss, build_config
@@ -53,6 +54,21 @@ def test_transformers_adds_switches_saves_loads_and_deletes_an_adapter(method: s
     assert same(tested.output(model.eval()), expected, method)
     # what transformers saved opens with PEFT
     assert same(tested.output(peft.PeftModel.from_pretrained(tiny("clip"), tmp_path).eval()), expected, method)
+
+
+@pytest.mark.parametrize("method", ["moslora", "goat", "full_moe"])
+def test_a_tensor_that_transformers_did_not_find_is_told_at_the_first_use(method: str, tmp_path: Path) -> None:
+    with_adapter(model := tiny("clip"), "clip", method, "first")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    lost = next(key for key in state if "mosgoat_B" in key or "upcycled_router" in key)
+    save_file({key: value for key, value in state.items() if key != lost}, file, metadata={"format": "pt"})
+    loaded = tiny("clip")
+    loaded.load_adapter(str(tmp_path), adapter_name="cut")  # which only logs it
+    kind = "upcycled_router" if method == "full_moe" else "mosgoat_B"
+    with pytest.raises(UserError, match=rf"layer .*: adapter 'cut' lacks the values of {kind}"):
+        MODELS["clip"].output(loaded.eval())
 
 
 def test_transformers_keeps_two_adapters_apart(tmp_path: Path) -> None:

@@ -167,6 +167,18 @@ def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: Pa
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_too_little_memory_says_what_to_lower(tmp_path: Path) -> None:
+    def full(_module: nn.Module, _inputs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    def wrap(objective: nn.Module) -> nn.Module:
+        objective.register_forward_pre_hook(full)
+        return objective
+
+    with pytest.raises(UserError, match=r"out of memory after step 0 of 12, .* raise train\.gradient_accum"):
+        train_toy(tmp_path, wrap=wrap)
+
+
 def test_a_run_killed_before_its_results_is_not_trained_again(tmp_path: Path) -> None:
     first, objective = train_toy(tmp_path, evaluate=lambda _: {"accuracy": 0.5})
     again, loaded = train_toy(tmp_path, wrap=kill_at_forward(1))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from common.training import RunDirectory, config_hash
+from common.recipe_keys import config_hash
+from common.training import RunDirectory
 from tests.common.test_files import save
 from tests.common.training.toy import ToyRecipe, train_config
 

@@ -3,17 +3,20 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from dreambooth.config import ModelConfig, TextEncoderConfig, TrainConfig
 from dreambooth.data import embeddings, open_data
 from dreambooth.data.embeddings import cut_off
 from dreambooth.model import SdxlBase, encode_prompts, load_model
 from tests.dreambooth.data.conftest import Recipe, drawn
+from tests.dreambooth.tiny import END, TEXT_TOKENS, make_tokenizer
 
 
 @torch.no_grad()
@@ -51,6 +54,17 @@ def test_each_prompt_is_encoded_once(
     open_data(base, recipe(captions=True))
 
 
+def test_another_tokenizer_is_another_cache_of_prompts(base: SdxlBase, recipe: Recipe, tmp_path: Path) -> None:
+    one = open_data(base, recipe()).samples[(0, 0)]["embeds"]
+    make_tokenizer(tmp_path)
+    ids = json.loads((tmp_path / "vocab.json").read_text())
+    ids["i"], ids["k"] = ids["k"], ids["i"]
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    other = CLIPTokenizer.from_pretrained(str(tmp_path), model_max_length=TEXT_TOKENS, pad_token=END)
+    changed = replace(base, tokenizers=(other, other))
+    assert not torch.equal(one, open_data(changed, recipe()).samples[(0, 0)]["embeds"])
+
+
 def test_another_precision_is_another_cache_of_prompts(tiny_model: Path, base: SdxlBase, recipe: Recipe) -> None:
     one = open_data(base, recipe()).samples[(0, 0)]["embeds"]
     other = open_data(load_model(ModelConfig(name=str(tiny_model)), precision="bf16"), recipe()).samples[(0, 0)]
@@ -67,7 +81,7 @@ def test_a_prompt_of_more_than_77_tokens_is_counted_and_shows_what_is_cut(
     ((prompt, end),) = report.cut.items()
     assert prompt == "x" * 40 + " robot " + "y" * 40
     assert end.replace(" ", "") == "y" * 10  # 40 + 5 + 30 and the two tokens of start and end
-    assert "1 prompts of more than 77 tokens lose their end" in str(report)
+    assert "1 prompt of more than 77 tokens, cut at the end" in str(report)
     assert "y" * 10 in str(report).replace(" ", "")
 
 

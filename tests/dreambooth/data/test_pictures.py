@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.data.pictures import Cropping, Variant, crops, draw_variants, look, scaled_size, time_ids
+from common.pictures import resized_size
+from dreambooth.data.pictures import Cropping, Variant, crops, draw_variants, look, time_ids
 from tests.dreambooth.data.conftest import drawn
 
 
@@ -63,7 +64,7 @@ def test_exif_rotation_is_applied_to_the_pixels() -> None:
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_crop_is_that_of_the_whole_picture_mirrored_scaled_and_cut(size: tuple[int, int], mirrored: bool) -> None:
     image = drawn(*size)
-    rows, columns = scaled_size(image.height, image.width, 64)
+    rows, columns = resized_size(image.height, image.width, 64)
     variant = Variant(top=(rows - 64) * 3 // 4, left=(columns - 64) // 4, mirrored=mirrored)
     whole = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
     whole = whole.resize((columns, rows), Image.Resampling.LANCZOS)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import UserError
 from dreambooth.config import DataConfig
-from dreambooth.data import open_subject, open_subjects, subject_names
+from dreambooth.data import open_subject, subject_names
 from tests.dreambooth.data.conftest import drawn
 
 
@@ -60,7 +60,8 @@ def test_all_subjects_are_the_folders_that_hold_pictures(published: Path) -> Non
     (published / "dataset" / "empty").mkdir()
     (published / "dataset" / ".hidden").mkdir()
     assert subject_names(str(published)) == ["bear_plushie", "cat2"]
-    assert [each.class_word for each in open_subjects(DataConfig(path=str(published)))] == ["stuffed animal", "cat"]
+    found = [open_subject(DataConfig(path=str(published), subject=name)) for name in subject_names(str(published))]
+    assert [each.class_word for each in found] == ["stuffed animal", "cat"]
 
 
 def test_one_subject_has_no_subjects(folder: Path) -> None:
@@ -231,7 +232,8 @@ def test_drawn_characters_come_by_name() -> None:
 
 @pytest.mark.shared_data
 def test_the_published_subjects(shared_data: Path) -> None:
-    subjects = open_subjects(DataConfig(path=str(shared_data / "dreambooth")))
+    path = str(shared_data / "dreambooth")
+    subjects = [open_subject(DataConfig(path=path, subject=name)) for name in subject_names(path)]
     assert [(each.name, each.class_word, len(each.pictures)) for each in subjects] == [
         ("backpack_dog", "backpack", 5),
         ("cat2", "cat", 5),

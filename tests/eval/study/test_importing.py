@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from eval.study import importing
 from eval.study.database import Study, open_study
 from eval.study.importing import import_study
 from tests.eval.study.world import METHODS, PROMPTS, draw, generated, make_study
@@ -206,6 +207,23 @@ def test_an_import_that_was_killed_is_replaced(tmp_path: Path) -> None:
     study, _ = make_study(tmp_path)
     assert pairs_of(study)
     assert not list(tmp_path.glob(".study*"))
+
+
+def test_two_imports_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true, told = importing.create_database, []
+
+    def while_the_first_runs(folder: Path) -> None:
+        monkeypatch.setattr(importing, "create_database", true)
+        with pytest.raises(UserError, match=r"another import is making --study .*; wait for it to end"):
+            make_study(tmp_path)
+        told.append(folder)
+        true(folder)
+
+    monkeypatch.setattr(importing, "create_database", while_the_first_runs)
+    study, report = make_study(tmp_path)
+    assert len(told) == 1
+    assert len(pairs_of(study)) == report.pairs
+    assert [path.name for path in study.path.parent.iterdir() if path.name.endswith(".importing")] == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX file systems")

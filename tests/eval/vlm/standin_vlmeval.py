@@ -13,6 +13,10 @@ FILES = {
 import os
 if os.environ.get("STANDIN") == "crash":
     os._exit(0)
+if os.environ.get("STANDIN") == "wait":
+    import time
+    print("waiting", os.getpid(), flush=True)
+    time.sleep(600)
 os.environ["LMUData"] = "/nowhere"  # as its .env file may
 os.environ["SKIP_ERR"] = "1"
 """,

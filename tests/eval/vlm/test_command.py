@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 
-import eval.vlm.evaluation
-from common.errors import UserError
 from eval.vlm.command import main, main_mmbench
-from eval.vlm.predict import Speaker
 from eval.vlm.question import Question
 from tests.eval.vlm.judge_server import KEY, stub_judge
 from tests.eval.vlm.judge_server import MODEL as JUDGE
-from tests.eval.vlm.tables import mmbench_rows, mme_rows, mmvet_rows, write_choice, write_textvqa, write_tsv
+from tests.eval.vlm.tables import mmbench_rows, write_textvqa, write_tsv
 
 MODEL = ["--model", "builtin:drawn-llava", "--template", "llama3"]
 Say = Callable[[Question], str]
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Say], None]:
-    """Put other words into the model's mouth."""
-
-    def put(say: Say) -> None:
-        def answer(self: Speaker, questions: Sequence[Question], *rest: Any) -> list[dict[str, Any]]:
-            return [{"prediction": say(question)} for question in questions]
-
-        monkeypatch.setattr(Speaker, "answer", answer)
-
-    return put
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval.vlm.evaluation, "open_model", lambda options: pytest.fail("the model was loaded"))
-
-
-@pytest.fixture
-def mmbench(tmp_path: Path) -> Path:
-    rows = mmbench_rows(6)
-    for at, row in enumerate(rows):
-        row["l2-category"] = ("coarse_perception", "attribute_reasoning", "logic_reasoning")[
-            row["index"] % 1_000_000 % 3
-        ]
-        row["source"] = "=1+1" if at else "None"
-    return write_tsv(tmp_path / "any name.tsv", rows)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Tables of four benchmarks; five of the nine are missing."""
-    root = tmp_path / "LMUData"
-    root.mkdir()
-    write_tsv(root / "MMBench_DEV_EN.tsv", mmbench_rows(3))
-    write_choice(root / "AI2D_TEST.tsv", 4)
-    write_tsv(root / "MME.tsv", mme_rows(1))
-    write_tsv(root / "MMVet.tsv", mmvet_rows())
-    return root
 
 
 def read(path: Path) -> Any:
@@ -163,19 +119,6 @@ def test_results_of_other_weights_are_gone_before_their_answers(
     assert not file.exists()
 
 
-def test_a_damaged_table_is_named_before_the_model_is_loaded(
-    folder: Path, tmp_path: Path, no_model: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = mmbench_rows(3)
-    del rows[-1]
-    write_tsv(folder / "MMBench_DEV_EN.tsv", rows)
-    (folder / "AI2D_TEST.tsv").write_text("index\tquestion\n1\tWhat?\n")
-    words = [*MODEL, "--data-root", str(folder), "--output", str(tmp_path / "o"), "--benchmarks"]
-    with pytest.raises(UserError, match=r"rotations .*not all there.*no column") as caught:
-        main([*words, "MMBench_DEV_EN", "AI2D_TEST"])
-    assert "--allow-incomplete" in str(caught.value)
-
-
 def test_incomplete_rotations_are_scored_on_demand_and_it_is_said(
     folder: Path, tmp_path: Path, answers: Callable[[Say], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,17 +208,6 @@ def test_a_judge_gives_mmvet_its_number_and_its_key_is_nowhere(
     assert KEY not in printed.out + printed.err + written
 
 
-def test_a_judge_that_does_not_answer_is_named_before_the_model_is_loaded(
-    folder: Path, tmp_path: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STUB_KEY", "another key")
-    with stub_judge(lambda prompt, temperature: "ready") as judge:
-        words = ["--judge-model", JUDGE, "--judge-url", judge.url, "--judge-key-env", "STUB_KEY"]
-        given = [*MODEL, "--data-root", str(folder), "--output", str(tmp_path / "o"), "--benchmarks", "MMVet", *words]
-        with pytest.raises(UserError, match="refuses the key in"):
-            main(given)
-
-
 def test_a_judge_that_fails_in_the_middle_costs_only_what_it_judges(
     folder: Path,
     tmp_path: Path,
@@ -307,54 +239,6 @@ def test_two_runs_of_one_name_both_have_their_row(
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("builtin:drawn-llava") == 2
     assert f"builtin:drawn-llava, {other}" in out
-
-
-def test_all_may_stand_beside_other_names(tmp_path: Path, folder: Path, no_model: None) -> None:
-    with pytest.raises(UserError, match="there is no table of") as told:
-        main([*MODEL, "--output", str(tmp_path), "--data-root", str(tmp_path), "--benchmarks", "all", "ScienceQA_VAL"])
-    assert str(told.value).count("there is no table of") == 10
-
-
-def test_results_of_something_else_are_never_overwritten(folder: Path, tmp_path: Path, no_model: None) -> None:
-    kept = tmp_path / "run" / "results.json"
-    kept.parent.mkdir()
-    kept.write_text('{"task": "llava", "metrics": {}}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"has a results\.json of llava; give another folder"):
-        main([*MODEL, "--data-root", str(folder), "--output", str(kept.parent)])
-    assert read(kept)["task"] == "llava"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--benchmarks", ","], "--benchmarks names none"),
-        (["--benchmarks", "MME", "--judge-model", "x"], "--judge-model has no effect on MME"),
-        (["--benchmarks", "MMBench_DEV_FR"], "there is no benchmark 'MMBench_DEV_FR'"),
-        (["--benchmarks", "all", "--answer", "likelihood"], "likelihood ranks given options, and TextVQA_VAL"),
-        (["--batch-size", "0"], "--batch-size=0 must be at least 1"),
-        (["--max-new-tokens", "-1"], "--max-new-tokens=-1 must be at least 1"),
-        (["--answer", "likelihood", "--max-new-tokens", "4", "--benchmarks", "MME"], "generates nothing"),
-        (["--vlmeval-root", "."], "no effect without --engine vlmeval"),
-        (["--data-root", "absent"], "--data-root=absent is not a folder"),
-        (["--beside", "absent"], "--beside=absent was not evaluated"),
-        (["--benchmarks", "MMBench_DEV_CN"], "there is no table of MMBench_DEV_CN"),
-    ],
-)
-def test_a_wrong_option_is_named_before_the_model_is_loaded(
-    folder: Path, tmp_path: Path, no_model: None, words: list[str], message: str
-) -> None:
-    given = [] if "--data-root" in words else ["--data-root", str(folder)]
-    with pytest.raises(UserError, match=message):
-        main([*MODEL, "--output", str(tmp_path / "o"), *given, *words])
-
-
-def test_what_cannot_be_evaluated_is_named(tmp_path: Path, no_model: None) -> None:
-    with pytest.raises(UserError, match="--model needs --output"):
-        main(MODEL)
-    with pytest.raises(UserError, match="is not the directory of a run"):
-        main(["--run", str(tmp_path)])
-    with pytest.raises(UserError, match="MME is not MMBench"):
-        main_mmbench([*MODEL, "--output", str(tmp_path), "--benchmark", "MME"])
 
 
 def test_the_folder_of_the_tables_can_come_from_the_environment(

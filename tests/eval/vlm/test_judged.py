@@ -168,7 +168,7 @@ def test_missing_predictions_are_an_error_unless_allowed(tmp_path: Path) -> None
         score_judged(MMVET, table, {0: "a"}, judge("1"))
     found = score_judged(MMVET, table, {0: "a"}, judge("1"), allow_incomplete=True)
     assert found.n == 1
-    assert "left out without a prediction: 1 rows: 1" in found.notes[0]
+    assert "left out without a prediction: 1 row: 1" in found.notes[0]
 
 
 @pytest.mark.parametrize(

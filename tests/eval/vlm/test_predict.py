@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-import eval.vlm.predict_decode
+import eval.vlm.predict
 from common.config import AdapterConfig
 from common.errors import UserError
-from eval.vlm.answering import Answered, answer_all
+from eval.vlm.answering import Answered, Asked, answer_all
 from eval.vlm.benchmarks import find_benchmark
 from eval.vlm.predict import Speaker, predict
-from eval.vlm.predict_decode import Said, decode
 from eval.vlm.question import Question
 from eval.vlm.table import Table, read_table
 from llava.answers import MARK
 from llava.config import ModelConfig
 from llava.generation import generate
+from llava.generation_shared import Said, generate_shared
 from llava.model import LlavaBase, load_model, prepare_training
 from tests.eval.vlm.tables import mmbench_rows, write_tsv
 from tests.llava.tiny import disturb, recipe_of
@@ -60,17 +59,11 @@ class Echo:
     def prompt(self, question: Question) -> str:
         return f"{question.hint}{question.text}{dict(question.options)}"
 
-    def answer(
-        self,
-        questions: Sequence[Question],
-        prompts: Sequence[Any],
-        pictures: Sequence[Image.Image],
-        keys: Sequence[bytes],
-    ) -> list[dict[str, Any]]:
+    def answer(self, batch: Sequence[Asked]) -> list[dict[str, Any]]:
         if self._fail_after is not None and len(self.batches) >= self._fail_after:
             raise self._error
-        self.batches.append([question.index for question in questions])
-        return [{"prediction": f"said {question.index}"} for question in questions]
+        self.batches.append([asked.question.index for asked in batch])
+        return [{"prediction": f"said {asked.question.index}"} for asked in batch]
 
 
 def ask(
@@ -116,7 +109,7 @@ def test_reading_a_picture_once_gives_the_answers_of_generate(base: LlavaBase, t
     prompts = [speaker.prompt(question) for question in questions]
     pictures = [table.picture(question) for question in questions]
     keys = [table.picture_key(question) for question in questions]
-    found = [said.text for said in decode(base, prompts, pictures, keys, max_new_tokens=12)]
+    found = [said.text for said in generate_shared(base, prompts, pictures, keys, max_new_tokens=12)]
     assert found == generate(base, prompts, pictures, max_new_tokens=12, batch_size=1)
 
 
@@ -130,7 +123,7 @@ def test_experts_are_routed_as_generate_routes_them(table: Table) -> None:
     prompts = [Speaker(base, MMBENCH, 6).prompt(question) for question in questions]
     pictures = [table.picture(question) for question in questions]
     keys = [table.picture_key(question) for question in questions]
-    found = [said.text for said in decode(base, prompts, pictures, keys, max_new_tokens=6)]
+    found = [said.text for said in generate_shared(base, prompts, pictures, keys, max_new_tokens=6)]
     assert found == generate(base, prompts, pictures, max_new_tokens=6, batch_size=1)
 
 
@@ -144,12 +137,7 @@ def test_every_picture_goes_through_the_tower_once(
     )
     questions = [question for question in table.questions if question.group in (0, 3)]
     speaker = Speaker(base, MMBENCH, 5)
-    speaker.answer(
-        questions,
-        [speaker.prompt(question) for question in questions],
-        [table.picture(question) for question in questions],
-        [table.picture_key(question) for question in questions],
-    )
+    speaker.answer([Asked(q, speaker.prompt(q), table.picture(q), table.picture_key(q)) for q in questions])
     handle.remove()
     assert len(questions) == 8
     assert seen == [2]
@@ -160,7 +148,7 @@ def test_prompts_that_begin_differently_are_answered_all_the_same(base: LlavaBas
     speaker = Speaker(base, MMBENCH, 6)
     prompts = [speaker.prompt(first), [5, 6, *speaker.prompt(second)]]
     pictures = [table.picture(question) for question in (first, second)]
-    found = [said.text for said in decode(base, prompts, pictures, ["a", "b"], max_new_tokens=6)]
+    found = [said.text for said in generate_shared(base, prompts, pictures, ["a", "b"], max_new_tokens=6)]
     assert found == generate(base, prompts, pictures, max_new_tokens=6, batch_size=1)
 
 
@@ -180,7 +168,7 @@ def test_the_models_mode_is_restored(base: LlavaBase, table: Table) -> None:
     speaker = Speaker(base, MMBENCH, 2)
     base.model.train()
     prompts = [speaker.prompt(question) for question in questions]
-    decode(base, prompts, [table.picture(question) for question in questions], "ab", max_new_tokens=2)
+    generate_shared(base, prompts, [table.picture(question) for question in questions], "ab", max_new_tokens=2)
     assert base.model.training
     base.model.eval()
 
@@ -194,7 +182,7 @@ def test_limits_and_precision_are_part_of_what_an_answer_depends_on(
         calls.append(len(args[1]))
         return [Said("A", False)] * len(args[1])
 
-    monkeypatch.setattr(eval.vlm.predict, "decode", counting)
+    monkeypatch.setattr(eval.vlm.predict, "generate_shared", counting)
     for model, limit in (("m", 5), ("m", 5), ("m", 6), ("other", 6), ("other", None)):
         predict(base, table, MMBENCH, model=model, output=tmp_path / "p.jsonl", batch_size=50, max_new_tokens=limit)
     every = len(table.questions)

@@ -94,7 +94,7 @@ def test_incomplete_predictions_need_a_word(tmp_path: Path, capsys: pytest.Captu
     assert "without a prediction: 1000002" in capsys.readouterr().err
     assert not (tmp_path / "out" / "results.json").exists()
     assert mosgoat(command(tmp_path, "MMBench_DEV_EN", "--allow-incomplete")) == 0
-    assert "left out without a prediction: 1 rows: 1000002" in capsys.readouterr().err
+    assert "left out without a prediction: 1 row: 1000002" in capsys.readouterr().err
     assert results(tmp_path)["incomplete_allowed"] is True
 
 
@@ -203,7 +203,7 @@ def test_a_line_that_is_no_prediction_is_an_error_or_counted(
 ) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"index": 0, "prediction": "A"}\n' + line.encode("latin-1") + b"\n")
-    with pytest.raises(UserError, match=f"(?s)1 lines are no predictions.*{reason}"):
+    with pytest.raises(UserError, match=f"(?s)1 line of no prediction.*{reason}"):
         read_predictions(path, table)
     found = read_predictions(path, table, allow_incomplete=True)
     assert found.texts == {0: "A"}
@@ -225,7 +225,7 @@ def test_predictions_for_other_rows_and_repeated_ones_are_counted(tmp_path: Path
 def test_two_predictions_for_one_row_are_an_error(tmp_path: Path, table: Table) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"index": 0, "prediction": "A"}\n{"index": "0", "prediction": "B"}\n')
-    with pytest.raises(UserError, match="different predictions for 1 rows: index 0"):
+    with pytest.raises(UserError, match="different predictions for 1 row: index 0"):
         read_predictions(path, table, allow_incomplete=True)
 
 

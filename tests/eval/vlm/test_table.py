@@ -142,9 +142,9 @@ def test_the_test_set_of_mmbench_needs_no_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"index": 0}, r"the index was there before: 1 rows: index 0 \(line 3\)"),
+        ({"index": 0}, r"the index was there before: 1 row: index 0 \(line 3\)"),
         ({"index": ""}, "there is no index"),
-        ({"image": "17"}, r"said to be that of row '17', which has none: 1 rows: index 1"),
+        ({"image": "17"}, r"said to be that of row '17', which has none: 1 row: index 1"),
         ({"image": "1"}, r"said to be that of row '1', which has none"),
         (
             {"image": tables.base64_of(b"no picture at all" * 10)},
@@ -153,7 +153,7 @@ def test_the_test_set_of_mmbench_needs_no_answers(tmp_path: Path) -> None:
         ({"image": tables.choice_rows(1)[0]["image"][:200]}, r"the picture cannot be used: .*index 1 \(line 3"),
         ({"image": "A" * 97}, "not base64"),
         ({"image": "[" + "a" * 100 + "]"}, "list of pictures cannot be read"),
-        ({"A": "", "B": "", "C": "", "D": ""}, "there is no option: 1 rows: index 1"),
+        ({"A": "", "B": "", "C": "", "D": ""}, "there is no option: 1 row: index 1"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_before_inference(
@@ -206,13 +206,13 @@ def test_an_answer_that_names_no_option_is_counted(tmp_path: Path) -> None:
     rows = tables.choice_rows(3)
     rows[2]["answer"] = "F"
     table = read_table(tables.write_tsv(tmp_path / "t.tsv", rows), "SEEDBench_IMG")
-    assert "1 rows: index 2 (line 4)" in told("the answer names no option", table.report)
+    assert "1 row: index 2 (line 4)" in told("the answer names no option", table.report)
 
 
 def test_gaps_between_the_indices_are_counted(tmp_path: Path) -> None:
     rows = tables.choice_rows(6)
     table = read_table(tables.write_tsv(tmp_path / "t.tsv", [*rows[:2], *rows[4:]]), "SEEDBench_IMG")
-    assert told("not contiguous", table.report).endswith("1 gaps: none between 1 and 4")
+    assert told("not contiguous", table.report).endswith("1 gap: none between 1 and 4")
 
 
 def test_missing_rotations_are_counted(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_missing_rotations_are_counted(tmp_path: Path) -> None:
 def test_an_answer_of_mme_that_is_neither_is_an_error(tmp_path: Path, answer: str, problem: str) -> None:
     rows = tables.mme_rows(1)
     rows[3]["answer"] = answer
-    with pytest.raises(UserError, match=f"{problem}: 1 rows: index 3"):
+    with pytest.raises(UserError, match=f"{problem}: 1 row: index 3"):
         read_table(tables.write_tsv(tmp_path / "t.tsv", rows), "MME")
 
 
@@ -237,7 +237,7 @@ def test_an_answer_of_mme_that_is_neither_is_an_error(tmp_path: Path, answer: st
 def test_answers_of_textvqa_that_are_no_list_are_an_error_and_never_run(tmp_path: Path, answer: str) -> None:
     rows = tables.textvqa_rows(2)
     rows[1]["answer"] = answer
-    with pytest.raises(UserError, match="not a list of at least two texts: 1 rows: index 1"):
+    with pytest.raises(UserError, match="not a list of at least two texts: 1 row: index 1"):
         read_table(tables.write_tsv(tmp_path / "t.tsv", rows), "TextVQA_VAL")
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +271,23 @@ def test_rotations_that_are_missing_end_it_before_the_kit_counts_them_as_right(
     path = write_tsv(tmp_path / "cut.tsv", rows)
     with pytest.raises(UserError, match="rotations"):
         run_vlmeval(job_of(tmp_path, "MMBench_DEV_EN", path), write_standin(tmp_path / "kit"))
+
+
+@pytest.mark.slow
+def test_its_process_does_not_outlive_a_terminated_command(tmp_path: Path) -> None:
+    kit, questions = write_standin(tmp_path / "kit"), write_choice(tmp_path / "SEEDBench_IMG.tsv", 2)
+    given = ["--model", "builtin:drawn-llava", "--template", "vicuna_v1", "--benchmarks", "SEEDBench_IMG"]
+    given += ["--engine", "vlmeval", "--vlmeval-root", str(kit), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "common.cli", "eval", "vlm", *given, "--data-root", str(questions.parent)]
+    parent = subprocess.Popen(command, env={**os.environ, "STANDIN": "wait"}, stderr=subprocess.PIPE, text=True)
+    log, said = tmp_path / "out/vlmeval/SEEDBench_IMG/files/vlmeval.log", None
+    while said is None:
+        assert parent.poll() is None, parent.communicate()[1]
+        time.sleep(0.05)
+        said = re.search(r"waiting (\d+)\n", log.read_text()) if log.is_file() else None
+    parent.terminate()
+    _, told = parent.communicate()
+    assert parent.returncode == 128 + signal.SIGTERM
+    assert "stopped; the answers so far are kept, and the same command goes on" in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said[1]), 0)

@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from llava.conversation import IGNORED_LABEL
+from common.training.order import IGNORED_LABEL
 from llava.data import LlavaData, TrainSamples, open_data
 from llava.data.dataset import open_source
 from llava.data.report import histogram

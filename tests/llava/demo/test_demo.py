@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from llava.demo import model_folder, run
+from llava.demo import model_folder, run, sets_folder
 from llava.demo.draw import write_sets
 from llava.demo.measure import Answer, Measured, measure
 
@@ -47,8 +47,7 @@ def test_a_short_demo_measures_trains_and_writes_its_page(
 ) -> None:
     sets = tmp_path / "cache"
     monkeypatch.setenv("MOSGOAT_CACHE", str(sets))
-    folder = sets / "drawn-questions-20-2400-400"
-    write_sets(folder, train=64, test=16)
+    write_sets(sets_folder(sets), train=64, test=16)
     assert run.main(["--output", str(tmp_path / "demo"), "--steps", "22"]) == 0
     printed = capsys.readouterr().out
     assert "before" in printed

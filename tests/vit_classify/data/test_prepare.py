@@ -22,7 +22,7 @@ def test_prepare_builds_the_cache_and_prints_the_report(
 ) -> None:
     assert main(words) == 0
     out = capsys.readouterr().out
-    for line in ("mine (2 classes)", "train       10", "test        4", "skipped     1", "train/a/002.png"):
+    for line in ("mine (2 classes)", "train       10", "test        4", "left out    1", "train/a/002.png"):
         assert line in out
     assert len(list((tmp_path / "cache").rglob("pixels.bin"))) == 2
 

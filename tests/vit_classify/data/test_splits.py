@@ -141,7 +141,7 @@ def test_report_names_twenty_and_counts_the_rest(make_folder: MakeFolder, config
         (root / "train" / "a" / f"{i:03}.png").write_bytes(b"")
     report = open_data(config_of(root)).report
     assert len(report.skipped) == 25
-    assert "skipped     25" in str(report)
+    assert "left out    25" in str(report)
     assert "and 5 more" in str(report)
 
 

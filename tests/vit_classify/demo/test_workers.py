@@ -60,7 +60,8 @@ def test_workers_do_not_outlive_a_killed_demo(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_demo_saves_its_runs_and_ends(tmp_path: Path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_demo_saves_its_runs_and_ends(tmp_path: Path, number: int, status: int):
     output = tmp_path / "demo"
     words = [*"vit demo --seeds 1 --methods lora,goat --jobs 2 --only runs".split(), "--output", str(output)]
     with (tmp_path / "log").open("w+") as log:
@@ -78,8 +79,9 @@ def test_an_interrupted_demo_saves_its_runs_and_ends(tmp_path: Path):
             while not list(output.rglob("metrics.jsonl")) and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert demo.poll() is None, "it ended before it was interrupted"
-            os.killpg(demo.pid, signal.SIGINT)
-            assert demo.wait(60) == 130
+            # Ctrl-C reaches every process of a terminal, SIGTERM the one that it is sent to
+            os.killpg(demo.pid, number) if number == signal.SIGINT else demo.send_signal(number)
+            assert demo.wait(60) == status
         finally:
             if demo.poll() is None:
                 os.killpg(demo.pid, signal.SIGKILL)

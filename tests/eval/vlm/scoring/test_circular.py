@@ -127,7 +127,7 @@ def test_incomplete_sets_can_be_scored_by_what_is_there(tmp_path: Path) -> None:
     rows = [row for row in tables.mmbench_rows(4) if row["index"] != 1_000_000]
     found = scored(tmp_path, rows, tables.right_answers(rows), allow_incomplete=True)
     assert found.metrics["dev"]["overall"] == 100.0
-    assert found.notes == ["not all of the rotations: 1 questions: 0"]
+    assert found.notes == ["not all of the rotations: 1 question: 0"]
 
 
 def test_missing_predictions_are_an_error_that_names_them(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_missing_predictions_can_be_left_out(tmp_path: Path) -> None:
     assert found.notes == [
         "left out without a prediction: 2 rows: 2, 1000001",
         "not all of the rotations: 2 questions: 1, 2",
-        "left out without their unrotated rows: 1 questions: 2",
+        "left out without their unrotated rows: 1 question: 2",
     ]
 
 
@@ -175,6 +175,6 @@ def test_rows_without_an_answer_among_others_are_an_error_or_left_out(tmp_path: 
     rows = tables.mmbench_rows(3)
     said = tables.right_answers(rows)
     rows[1]["answer"] = ""
-    with pytest.raises(UserError, match="1 rows have no answer: 1"):
+    with pytest.raises(UserError, match="1 row without an answer: 1"):
         scored(tmp_path, rows, said)
-    assert "left out without an answer: 1 rows: 1" in scored(tmp_path, rows, said, allow_incomplete=True).notes
+    assert "left out without an answer: 1 row: 1" in scored(tmp_path, rows, said, allow_incomplete=True).notes

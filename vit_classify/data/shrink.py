@@ -1,4 +1,4 @@
-"""Bytes of a picture file → pixels of the size that the cache keeps.
+"""The size in which the cache keeps a picture.
 
 H, W: height and width in pixels, after the EXIF rotation.
 """
@@ -8,22 +8,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from common.pictures import DecodeError, decode
-
-__all__ = ["DecodeError", "decode", "shrink", "shrunk_size"]
+from common.pictures import resized_size
 
 
 def shrunk_size(height: int, width: int, store_size: int) -> tuple[int, int]:
     """Size (height, width) at which a picture is stored: shorter side at most `store_size`, aspect kept."""
-    short = min(height, width)
-    if short <= store_size:
-        return height, width
-    # int, not round: the rule of torchvision's Resize.
-    return (
-        (store_size, int(store_size * width / height))
-        if height < width
-        else (int(store_size * height / width), store_size)
-    )
+    return (height, width) if min(height, width) <= store_size else resized_size(height, width, store_size)
 
 
 def shrink(pixels: np.ndarray, store_size: int) -> np.ndarray:

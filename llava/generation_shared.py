@@ -1,8 +1,8 @@
 """Greedy answers to many questions about few pictures: each picture is read once for all its questions in a batch.
 
-A question of MMBench is asked once per rotation of its options, and 576 of some 650 tokens of its prompt are its
-picture's. What stands before the question is the same for all rotations: its keys and values are computed once and
-copied. The answers are those of `llava.generation.generate`, up to rounding.
+`mosgoat eval vlm` answers with it. A question of MMBench is asked once per rotation of its options, and 576 of some
+650 tokens of its prompt are its picture's. What stands before the question is the same for all rotations: its keys and
+values are computed once and copied. The answers are those of `llava.generation.generate`, up to rounding.
 
 B questions in a batch, U pictures among them, P tokens up to the end of the picture, T tokens of the longest question.
 """
@@ -16,8 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.adapters import set_token_mask
-from llava.conversation import stop_ids, template_for
 from llava.generation import text_of
 from llava.model_base import LlavaBase
 
@@ -34,7 +32,7 @@ class Said(NamedTuple):
     cut: bool
 
 
-def decode(
+def generate_shared(
     base: LlavaBase,
     prompts: Sequence[Sequence[int]],
     images: Sequence[Image.Image],
@@ -57,18 +55,12 @@ def decode(
     length = _end_of_picture(prompts, base.image_token_id)
     if length is None:  # they begin in different ways
         single = [
-            decode(base, prompts[i : i + 1], images[i : i + 1], keys[i : i + 1], max_new_tokens=max_new_tokens)
+            generate_shared(base, prompts[i : i + 1], images[i : i + 1], keys[i : i + 1], max_new_tokens=max_new_tokens)
             for i in range(len(prompts))
         ]
         return [said for [said] in single]
-    was_training = base.model.training
-    base.model.eval()
-    set_token_mask(base.model, None)  # that of the last training batch
-    try:
-        with torch.inference_mode(), base.autocast():
-            return _decode(base, prompts, images, keys, length, max_new_tokens)
-    finally:
-        base.model.train(was_training)
+    with base.answering():
+        return _generate(base, prompts, images, keys, length, max_new_tokens)
 
 
 def _end_of_picture(prompts: Sequence[Sequence[int]], image_token_id: int) -> int | None:
@@ -79,7 +71,7 @@ def _end_of_picture(prompts: Sequence[Sequence[int]], image_token_id: int) -> in
     return length if all(list(prompt[:length]) == first[:length] for prompt in prompts) else None
 
 
-def _decode(
+def _generate(
     base: LlavaBase,
     prompts: Sequence[Sequence[int]],
     images: Sequence[Image.Image],
@@ -90,8 +82,7 @@ def _decode(
     llava, device, pad = base.llava(), base.device, base.tokenizer.pad_token_id
     of_key = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     first = {key: keys.index(key) for key in of_key}
-    pictures = [images[at].convert("RGB") for at in first.values()]
-    pixel_values = base.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(device)  # (U, 3, S, S)
+    pixel_values = base.pixels([images[at] for at in first.values()])  # (U, 3, S, S)
     prefix = torch.tensor([list(prompts[0][:length])] * len(of_key), device=device)  # (U, P)
     cache = llava.model(input_ids=prefix, pixel_values=pixel_values, use_cache=True).past_key_values
     cache.batch_select_indices(torch.tensor([of_key[key] for key in keys], device=device))
@@ -102,7 +93,7 @@ def _decode(
     ids = torch.tensor([[pad] * (width - len(rest)) + rest for rest in rests], device=device)  # (B, T)
     mask = torch.tensor([[1] * length + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device)
     positions = (mask.cumsum(-1) - 1)[:, length:]  # (B, T); those of the padding are never looked at
-    stops = stop_ids(template_for(base.template, base.tokenizer), base.tokenizer)
+    stops = base.stops()
     ends = torch.tensor(stops, device=device)
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     said: list[Tensor] = []

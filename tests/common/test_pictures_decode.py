@@ -1,4 +1,4 @@
-"""Each kind of picture that a user may have."""
+"""Every kind of picture file as upright 8-bit RGB."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common import pictures as decoding
-from vit_classify.data.decode import DecodeError, decode, shrink, shrunk_size
+from common.pictures import DecodeError, decode
 
 RNG = np.random.default_rng(0)
 PIXELS = np.asarray(
@@ -160,20 +160,3 @@ def test_size_limit_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_PIXELS", PIXELS.shape[0] * PIXELS.shape[1] - 1)
     with pytest.raises(DecodeError, match="40x30"):
         decode(encode(Image.fromarray(PIXELS), "PNG"))
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    [(100, 300, (100, 300)), (512, 512, (256, 256)), (300, 400, (256, 341)), (400, 300, (341, 256)), (1, 9, (1, 9))],
-)
-def test_shorter_side_is_at_most_the_store_size(height: int, width: int, expected: tuple[int, int]) -> None:
-    assert shrunk_size(height, width, 256) == expected
-
-
-def test_shrinking_equals_torchvisions_resize_of_the_picture() -> None:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    expected = np.asarray(resize(Image.fromarray(PIXELS), 20, InterpolationMode.BICUBIC))
-    np.testing.assert_array_equal(shrink(PIXELS, 20), expected)
-    assert shrink(PIXELS, 30) is PIXELS
