@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm, TwoSlopeNorm
 from common.reporting import canvas
 
 _MOST_ROWS = 80  # beyond this only some of the layers are named
+_MOST_LETTERS = 28  # of a title above a mixer
 
 
 def plot_router_load(path: Path, load: Mapping[str, Sequence[float]], *, title: str = "", svg: bool = False) -> Path:
@@ -124,13 +125,20 @@ def plot_mixers(path: Path, mixers: Mapping[str, np.ndarray], *, title: str = ""
             grid.flat, zip(short_layer_names(mixers), mixers.values(), strict=True), strict=False
         ):
             image = axes.imshow(mixer, cmap="PuOr_r", vmin=-top, vmax=top, interpolation="nearest")
-            axes.set_title(name, fontsize=8)
+            axes.set_title(_end_of(name), fontsize=8)
             axes.set_xticks([])
             axes.set_yticks([])
         for axes in grid.flat[len(mixers) :]:
             axes.set_visible(False)
         canvas.shade_bar(figure, image, list(grid.flat), "entry of M (row: into B, column: out of A)", percent=False)
         return canvas.save(figure, path, title, svg)
+
+
+def _end_of(name: str) -> str:
+    """As many of the last parts of a layer's name as have room above its mixer."""
+    while len(name) > _MOST_LETTERS and "." in name.removeprefix("…"):
+        name = "…" + name.removeprefix("…").partition(".")[2]
+    return name
 
 
 def _height(layers: int) -> float:

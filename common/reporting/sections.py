@@ -18,6 +18,7 @@ from common.reporting.plots import plot_bars, plot_curves
 from common.reporting.samples import Sample, Samples, read_samples
 from common.reporting.tables import Column, Row, Table, Value
 
+_ORDER = ("vit_classify", "llava", "dreambooth")
 Part = Callable[[Sequence[RunGroup], Path], Section | None]
 T = TypeVar("T")
 
@@ -51,9 +52,9 @@ def titled(title: str, several: bool) -> list[Block]:
 
 
 def by_task(groups: Sequence[RunGroup]) -> dict[str, list[RunGroup]]:
-    """Pipeline -> its groups."""
+    """Pipeline -> its groups; the pipelines in the order of the documents."""
     found: dict[str, list[RunGroup]] = {}
-    for group in groups:
+    for group in sorted(groups, key=lambda group: _ORDER.index(group.task) if group.task in _ORDER else len(_ORDER)):
         found.setdefault(group.task, []).append(group)
     return found
 
@@ -249,7 +250,8 @@ def samples_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
     some, note = shown(found, SETTINGS, "settings with samples")
     blocks: list[Block] = [*note]
     for group, samples in some:
-        blocks += [Heading(f"{group.label}, {group.task}, seed {group.seeds[0]}"), Text(samples.about)]
+        name = group.label if group.label.endswith(group.task) else f"{group.label}, {group.task}"
+        blocks += [Heading(f"{name}, seed {group.seeds[0]}"), Text(samples.about)]
         blocks += sample_blocks(group.first.path, samples)
     return Section("Samples", blocks) if found else None
 

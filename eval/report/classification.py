@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
+from common.config import Method
 from common.reporting.compare import MeasuredRow, beside_published
 from common.reporting.groups import RunGroup, by_setting, flatten
+from common.reporting.labels import method_label
 from common.reporting.page import Block, Figure, Figures, Folded, Heading, Section, Text
 from common.reporting.published import load_published
 from common.reporting.runs import seed_of
@@ -139,28 +141,47 @@ def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
     columns = [Column(name, better=None) for name in ("run", "data", "split")]
     columns += [Column("accuracy, %", 2, None), Column("n", better=None), Column("left out", better=None)]
     rows = []
-    for each in evaluations:
+    for each, name in zip(evaluations, names_of(evaluations), strict=True):
         content = each.content
         accuracy = 100 * float(content["metrics"]["accuracy"])
         source = content.get("source")
         data = str(content["dataset"]) + (f" ({source})" if source else "")
-        values: tuple[Value, ...] = (str(content["run"]), data, str(content["split"]), accuracy, int(content["n"]))
+        values: tuple[Value, ...] = (name, data, str(content["split"]), accuracy, int(content["n"]))
         rows.append(Row((*values, int(content.get("skipped", 0)))))
     return Table(columns, rows, "Each from its eval_images.json.")
 
 
+def names_of(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Method and seed of each run that was measured; its folder too where that is not enough, or alone."""
+    names = [_name_of(each) for each in evaluations]
+    folders = [str(each.content["run"]) for each in evaluations]
+    runs: dict[str, set[str]] = {}
+    for name, folder in zip(names, folders, strict=True):
+        runs.setdefault(name, set()).add(folder)
+    return [f"{name}, {folder}" if len(runs[name]) > 1 else name for name, folder in zip(names, folders, strict=True)]
+
+
+def _name_of(each: Evaluation) -> str:
+    method: Any = each.content.get("method")
+    seed = each.content.get("seed")
+    if method not in get_args(Method) or seed is None:
+        return str(each.content["run"])
+    return f"{method_label(method)}, seed {seed}"
+
+
 def _confusions(evaluations: Sequence[Evaluation]) -> list[Block]:
-    having = [each for each in evaluations if _confusion(each).is_file()]
+    names = names_of(evaluations)
+    having = [(each, name) for each, name in zip(evaluations, names, strict=True) if _confusion(each).is_file()]
     if not having:
         return []
     some, note = shown(having, SETTINGS, "confusion matrices")
     figures = [
         Figure(
             _confusion(each),
-            f"Confusion matrix of {each.content['run']} on {each.content['dataset']}.",
-            f"{each.content['run']} on {each.content['dataset']}, {each.content['split']}.",
+            f"Confusion matrix of {name} on {each.content['dataset']}.",
+            f"{name}, on {each.content['dataset']}, {each.content['split']}.",
         )
-        for each in some
+        for each, name in some
     ]
     return [Folded("Confusion matrices of these measurements", [*note, Figures(figures, width=480)])]
 

@@ -72,6 +72,14 @@ def test_measurements_on_other_pictures_have_a_table_of_their_own(tmp_path: Path
     assert (row["accuracy, %"], row["n"], row["left out"]) == (75.0, 40, 2)
 
 
+def test_a_measurement_goes_by_method_and_seed_and_by_its_folder_where_two_share_them(tmp_path: Path) -> None:
+    images_evaluation(tmp_path / "a", "runs/a", seed=0)
+    images_evaluation(tmp_path / "b", "runs/b", seed=1)
+    images_evaluation(tmp_path / "c", "runs/c", seed=1)
+    names = classification.names_of(found(tmp_path).of("images"))
+    assert names == ["LoRA, seed 0", "LoRA, seed 1, runs/b", "LoRA, seed 1, runs/c"]
+
+
 def test_two_evaluations_of_one_run_are_two_rows_with_different_names(tmp_path: Path) -> None:
     vlm_evaluation(tmp_path / "one", "MoSLoRA")
     vlm_evaluation(tmp_path / "one", "MoSLoRA", "SEEDBench_IMG")
