@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 done in part (the command has said what failed), 2 the user must
-        mend something, 130 interrupted, 141 its output was no longer read.
+        mend something, 130 interrupted, 141 its output was no longer read; 143 by `SystemExit`, after SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _survive_output()

@@ -7,6 +7,7 @@ finished is kept, so that the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
-from typing import Literal
+from typing import IO, Literal
 
 from common.children import Stopped, run_child
 from common.demo_stages import STAGES, Stage, Step
@@ -28,7 +29,7 @@ from common.words import did_you_mean
 from common.write_errors import writing_is_explained
 
 PROG = "mosgoat demo"
-RECORD = "demo.json"
+RECORD, LOCK = "demo.json", ".demo.lock"
 # -P: a folder called `common` or `eval` where the user stands is not ours
 _PROGRAM = (sys.executable, "-P", "-m", "common.cli")
 _PACE = (0.25, 8.0)  # how much faster or slower than planned is believed
@@ -91,7 +92,8 @@ class Demo:
 
     def _key(self, step: Step) -> str:
         """A command, wherever the folder is."""
-        return shlex.join(word.replace(str(self.output), "OUTPUT") for word in step.words)
+        own = f"{self.output}/"
+        return shlex.join(f"OUTPUT/{word.removeprefix(own)}" if word.startswith(own) else word for word in step.words)
 
     def minutes_left(self, number: int) -> float:
         """What the stages from `number` on will take, at the pace of those that have run."""
@@ -112,10 +114,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 if a stage failed or could not run; 143 after SIGTERM.
     """
     options = _parser().parse_args(list(argv or []))
-    demo = Demo(options.output, choose(options.only))
+    output = options.output if options.output.name else options.output.resolve()  # `.` is no part of a path
+    demo = Demo(output, choose(options.only))
     with writing_is_explained(demo.output):
         demo.output.mkdir(parents=True, exist_ok=True)
-        write_json(demo.output / RECORD, {"finished": sorted(demo.finished())})  # that it can be written to, first
+        lock = (demo.output / LOCK).open("w")
+    with lock:
+        _require_alone(lock, demo.output)
+        with writing_is_explained(demo.output):
+            write_json(demo.output / RECORD, {"finished": sorted(demo.finished())})  # that it can be written to, first
+        return _run_all(demo)
+
+
+def _require_alone(lock: IO[str], output: Path) -> None:
+    """Hold the folder for this demo. The kernel drops the lock of a process that dies, so none goes stale."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another `{PROG}` is running in {output}; wait until it has ended, or give another --output"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _run_all(demo: Demo) -> int:
     _say(_plan(demo))
     began = time.monotonic()
     for number, stage in enumerate(demo.stages):
@@ -202,6 +225,8 @@ def _run_step(demo: Demo, stage: Stage, step: Step) -> str:
 
 def missing(demo: Demo, stage: Stage) -> str:
     """Why a stage cannot run: what it measures failed, or is not there. Empty: it can."""
+    if stage.again:
+        return "" if _has_anything(demo) else "nothing of what it is about is there yet"
     if stage.after is None:
         return ""
     failed = any(each.stage.name == stage.after and each.outcome == "failed" for each in demo.ended)
@@ -212,6 +237,11 @@ def missing(demo: Demo, stage: Stage) -> str:
         return ""
     reason = "which failed" if failed else f"and {lost[0]} is not there"
     return f"it needs {stage.after}, {reason}"
+
+
+def _has_anything(demo: Demo) -> bool:
+    steps = [step for stage in STAGES if not stage.again for step in stage.steps(demo.output)]
+    return any(path.is_file() for step in steps for path in step.makes)
 
 
 def summary(demo: Demo, seconds: float) -> str:
@@ -232,7 +262,8 @@ def summary(demo: Demo, seconds: float) -> str:
             lines.append(f"{each.stage.name} did not run: {each.why}")
     if again := to_repeat(demo):
         mended = "after mending it" if any(each.outcome == "failed" for each in demo.ended) else "with what it needs"
-        command = ["mosgoat", "demo", "--output", str(demo.output), "--only", ",".join(again)]
+        command = ["mosgoat", "demo", "--output", str(demo.output)]
+        command += ["--only", ",".join(again)] if len(again) < len(STAGES) else []
         lines.append(f"{mended}: {shlex.join(command)}")
     for each in demo.ended:
         if each.stage.again and each.outcome == "done":
@@ -245,6 +276,8 @@ def to_repeat(demo: Demo) -> list[str]:
     lacking = [each for each in demo.ended if each.outcome in ("failed", "left out")]
     names = {each.stage.name for each in lacking}
     names |= {each.stage.after for each in lacking if each.outcome == "left out" and each.stage.after}
+    if any(each.stage.again and each.outcome == "left out" for each in lacking):
+        return [stage.name for stage in STAGES]
     again = {stage.name for stage in demo.stages if stage.again}
     return [stage.name for stage in STAGES if stage.name in names | again] if lacking else []
 

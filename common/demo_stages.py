@@ -121,8 +121,8 @@ def _report(output: Path) -> list[Step]:
     return [Step(("report", str(output), "-o", str(page), "--title", "mosgoat demo"), (page,))]
 
 
-# Minutes: CPU seconds of `OMP_NUM_THREADS=1 mosgoat demo`, 2026-11-22, those of vision over two cores: vision 351,
-# llava 202, dreambooth 103, eval-images 43, eval-mmbench 33, eval-subjects 8, report 13, and 33 of the system's.
+# Minutes: of `make demo` on two idle cores, 2026-11-22. In seconds: vision 183, llava 103, dreambooth 94,
+# eval-images 43, eval-mmbench 33, eval-subjects 9, report 15.
 STAGES = (
     Stage(
         "vision",
@@ -134,21 +134,21 @@ STAGES = (
     Stage(
         "llava",
         "a small vision-language model that describes pictures learns to answer questions about them",
-        3.5,
+        1.8,
         _llava,
         "llava/report.html",
     ),
     Stage(
         "dreambooth",
         "a small SDXL learns to draw a new character from five pictures of it",
-        2,
+        1.6,
         _dreambooth,
         "dreambooth/report.html",
     ),
     Stage(
         "eval-images",
         "top-1 accuracy and confusions of one run of each method, from the saved adapters alone",
-        0.8,
+        0.7,
         _eval_images,
         "eval-images",
         "vision",

@@ -133,6 +133,8 @@ def read_manifest(folder: Path) -> Manifest:
     for key, kind in _REQUIRED.items():
         if not isinstance(content.get(key), kind):
             raise UserError(f"{file}: {key}={content.get(key)!r} must be a {'text' if kind is str else 'list'}")
+    if Path(content["subject"]).name != content["subject"] or content["subject"] in ("", ".", ".."):
+        raise UserError(f"{file}: subject={content['subject']!r} must be a name, as of a folder")  # files are named so
     wrong = [value for value in content["prompts"] if not isinstance(value, str) or not value.strip()]
     wrong += [value for value in content["seeds"] if not isinstance(value, int) or isinstance(value, bool)]
     if wrong or not content["prompts"] or not content["seeds"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -80,7 +79,7 @@ def train_subjects(recipe: DreamboothRecipe, subjects: Sequence[str]) -> int:
         elif is_main():
             print(describe(results, Path(str(own.output))))
     if failed:
-        _say(
+        processes.say(
             f"{len(failed)} of {len(subjects or there)} subjects failed: {', '.join(failed)}; the same command tries "
             "them again, and only them"
         )
@@ -103,7 +102,7 @@ def _train_one(name: str, recipe: DreamboothRecipe, lender: Lender) -> dict[str,
         if not isinstance(error, torch.OutOfMemoryError):
             traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-    _say(f"{name}: {message}")
+    processes.say(f"{name}: {message}")
     return None
 
 
@@ -123,7 +122,7 @@ def train(recipe: DreamboothRecipe, lender: Lender | None = None) -> dict[str, A
     recipe, lender = with_places(recipe), lender or Lender()
     run = RunDirectory.create(str(recipe.output), recipe, resume=recipe.resume, overwrite=recipe.overwrite)
     if run.state == "finished":
-        _say(f"{run.path} is finished; --overwrite true trains it anew")
+        processes.say(f"{run.path} is finished; --overwrite true trains it anew")
         return run.read_results()
 
     base = lender.lend(recipe.model, recipe.train.precision, PartialState().device)
@@ -210,8 +209,3 @@ def _save(
     adapters = nn.ModuleDict(dict(base.adapters.items()))
     samples = last_drawn(run.path, recipe, data.subject.class_word)
     return Ending(method_label(recipe.adapter.method), adapters, results, samples)
-
-
-def _say(text: str) -> None:
-    if is_main():
-        print(text, file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ def answered_questions(base: LlavaBase, objective: nn.Module, data: LlavaData, *
         seed: of the lot that draws the questions.
     """
     conversations = data.train if data.validation is None else data.validation
-    asked = processes.on_main(lambda: _draw(conversations, seed))
+    asked = processes.on_main(lambda: _draw(base, conversations, seed))
     prompts = [base.prompt(each.turns) for each in asked]
     with gathered(objective):
         answers = generate(base, prompts, [each.image for each in asked], max_new_tokens=MAX_NEW_TOKENS)
@@ -68,14 +68,18 @@ def is_right(answer: str, expected: str) -> bool | None:
     return False if 0 < len(wanted) <= _SHORT else None
 
 
-def _draw(conversations: Conversations, seed: int) -> list[_Asked]:
+def _draw(base: LlavaBase, conversations: Conversations, seed: int) -> list[_Asked]:
     found: list[_Asked] = []
+    # a longer question than any that was trained on might not fit, and would take the finished run with it
+    longest = conversations.coding.max_text_tokens + base.image_tokens
     for index in np.random.default_rng(seed).permutation(len(conversations)):
         if len(found) == SHOWN:
             break
         row, sees = conversations.row(int(index)), bool(conversations.has_image[index])
         turns = turns_of(row.texts, row.image_turn if sees else -1)
         last = row.image_turn if sees else 0
+        if len(base.prompt(turns[: last + 1])) > longest:
+            continue
         picture = conversations.picture(int(index)) if sees else None
         try:
             image = None if picture is None else load_picture(str(conversations.root), picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
     recipe = with_places(recipe)
     run = RunDirectory.create(str(recipe.output), recipe, resume=recipe.resume, overwrite=recipe.overwrite)
     if run.state == "finished":
-        _say(f"{run.path} is finished; --overwrite true trains it anew")
+        processes.say(f"{run.path} is finished; --overwrite true trains it anew")
         return run.read_results()
 
     device = PartialState().device
@@ -71,7 +70,9 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
     seed_everything(recipe.seed, rank=0)  # again: opening the data draws numbers, or not where an index lies ready
     base = prepare_training(base, recipe)
     if _trains_sight(recipe) and not data.train.has_image.any():
-        _say("no conversation has a picture: what is trained of the vision tower and the projector learns nothing")
+        processes.say(
+            "no conversation has a picture: what is trained of the vision tower and the projector learns nothing"
+        )
     objective = LlavaObjective(base)
     counts = trainable_fraction(base.model)
 
@@ -98,8 +99,10 @@ def train(recipe: LlavaRecipe) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "steps": fitted.steps,
     }
+    # before anything else can fail
+    processes.on_main(writing_is_explained(run.path)(lambda: save_run(base, run.path)))
     answered = answered_questions(base, objective, data, seed=recipe.seed)
-    return end_run(run, lambda: _save(recipe, run, base, data, metrics, answered))
+    return end_run(run, lambda: _ending(recipe, base, data, metrics, answered))
 
 
 def grouping(config: DataConfig, conversations: Conversations) -> Grouping | None:
@@ -115,7 +118,7 @@ def packed(samples: TrainSamples, conversations: Conversations, recipe: LlavaRec
     """The conversations several to a row."""
     length = recipe.data.packed_length or 2 * (recipe.data.max_text_tokens + base.image_tokens)
     rows = PackedSamples(samples, conversations.lengths, length, recipe.seed)
-    _say(f"packed {len(samples):,} conversations into {len(rows):,} rows of at most {length:,} tokens")
+    processes.say(f"packed {len(samples):,} conversations into {len(rows):,} rows of at most {length:,} tokens")
     return rows
 
 
@@ -169,11 +172,8 @@ def _validation(
     )
 
 
-def _save(
-    recipe: LlavaRecipe, run: RunDirectory, base: LlavaBase, data: LlavaData, metrics: dict[str, Any], samples: Samples
-) -> Ending:
-    """Put the trained weights into the run."""
-    save_run(base, run.path)
+def _ending(recipe: LlavaRecipe, base: LlavaBase, data: LlavaData, metrics: dict[str, Any], samples: Samples) -> Ending:
+    """What a trained model leaves beside its weights."""
     pretrained = recipe.stage == "pretrain"
     results = {
         "task": "llava",
@@ -185,8 +185,3 @@ def _save(
         "seed": recipe.seed,
     }
     return Ending("projector" if pretrained else method_label(recipe.adapter.method), base.model, results, samples)
-
-
-def _say(text: str) -> None:
-    if is_main():
-        print(text, file=sys.stderr, flush=True)

@@ -70,6 +70,12 @@ def test_it_starts_one_torchrun_a_node_that_meet_at_the_first(place: Path) -> No
     assert timeout == "timeout 240"
 
 
+def test_an_output_behind_an_equals_sign_is_found_too(place: Path) -> None:
+    during = "sleep 0.02; mkdir -p runs/x/checkpoints/step-00000100; exit 143"
+    assert submit(place, "vit", "train", "--output=runs/x", during=during).returncode == 143
+    assert calls(place)[-1] == "scontrol requeue 70123"
+
+
 @pytest.mark.parametrize("where", ["runs/x/checkpoints", "runs/x/dog6/checkpoints"])
 def test_a_job_that_got_on_and_did_not_end_well_is_put_back(place: Path, where: str) -> None:
     during = f"sleep 0.02; mkdir -p {where}/step-00000100; exit 143"

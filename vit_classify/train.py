@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
     recipe = with_places(recipe)
     run = RunDirectory.create(str(recipe.output), recipe, resume=recipe.resume, overwrite=recipe.overwrite)
     if run.state == "finished":
-        _say(f"{run.path} is finished; --overwrite true trains it anew")
+        processes.say(f"{run.path} is finished; --overwrite true trains it anew")
         return run.read_results()
 
     device = PartialState().device
@@ -81,7 +80,7 @@ def train(recipe: VitRecipe) -> dict[str, Any]:
     # A new linear head knows nothing before training; the frozen text features do.
     before = measure(data.test, "zero-shot").top1 if recipe.model.head == "zero_shot" else None
     if before is not None:
-        _say(f"zero-shot accuracy on the test split: {before:.2%}")
+        processes.say(f"zero-shot accuracy on the test split: {before:.2%}")
 
     def validate(_: int) -> dict[str, float]:
         return {"accuracy": measure(data.validation, "validation").top1}
@@ -175,8 +174,3 @@ def _save(
     }
     samples = labelled_pictures(data.test, predictions, data.class_names, seed=recipe.seed)
     return Ending(method_label(recipe.adapter.method), classifier, results, samples)
-
-
-def _say(text: str) -> None:
-    if is_main():
-        print(text, file=sys.stderr, flush=True)

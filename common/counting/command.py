@@ -26,9 +26,9 @@ from common.words import did_you_mean
 
 PROG = "mosgoat params"
 ALL = "all"
-# The adapter's settings that a count depends on, beside method, r and targets.
 # The fields of a memory setting that are options, under the same names.
 _SETTING = tuple(field.name for field in dataclasses.fields(Setting))
+# The adapter's settings that a count depends on, beside method, r and targets.
 SETTINGS = ("num_experts", "top_k", "init_r", "decompose_both", "decompose_factor", "depth", "num_directions")
 
 

@@ -74,7 +74,9 @@ def memory_table(architecture: Architecture, adapter: AdapterConfig, setting: Se
     rank = f", r = {adapter.r}" if METHODS[adapter.method].ranked else ""
     sample = f" of {_whole(found.tokens)} tokens" if found.tokens is not None else ""
     how = ", gradient checkpointing" if setting.checkpointing else ""
-    head = f"{adapter.method}{rank}; {setting.batch_per_gpu} samples{sample} on each of {setting.gpus} GPUs{how}"
+    where = "one GPU" if setting.gpus == 1 else f"each of {setting.gpus} GPUs"
+    samples = f"{setting.batch_per_gpu} sample{'s' if setting.batch_per_gpu > 1 else ''}"
+    head = f"{adapter.method}{rank}; {samples}{sample} on {where}{how}"
     return "\n".join([f"{architecture.name}: {architecture.title}", head, "", *table])
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 from common.reporting.adapter_plots import plot_router_load
 from common.reporting.groups import RunGroup
 from common.reporting.page import Block, Figure, Figures, Section
-from common.reporting.runs import MIXERS_PLOT, SPECTRA_PLOT, evaluated_load, training_load
+from common.reporting.runs import (
+    EVALUATED_LOAD,
+    MIXERS_PLOT,
+    ROUTER_LOAD,
+    SPECTRA_PLOT,
+    evaluated_load,
+    training_load,
+)
 from common.reporting.sections import SETTINGS, curve_figures, shown
 
 CONFUSION = "confusion.png"
@@ -37,11 +44,12 @@ def router_figures(group: RunGroup, plots: Path) -> list[Figure]:
 
 
 def _loads(group: RunGroup) -> dict[str, dict[str, list[float]]]:
-    sources = {
-        "in the last quarter of the training": training_load(group.first.path / "router_load.jsonl"),
-        "on the test set": evaluated_load(group.first.path / "router_load.json"),
-    }
-    return {when: load for when, load in sources.items() if load}
+    run, found = group.first, dict[str, dict[str, list[float]]]()
+    if run.has(ROUTER_LOAD):
+        found["in the last quarter of the training"] = training_load(run.path / ROUTER_LOAD)
+    if run.has(EVALUATED_LOAD):
+        found["on the test set"] = evaluated_load(run.path / EVALUATED_LOAD)
+    return {when: load for when, load in found.items() if load}
 
 
 def load_figure(group: RunGroup, path: Path, load: Mapping[str, Sequence[float]], when: str) -> Figure:
@@ -73,7 +81,7 @@ def adapter_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
         having, note = shown([group for group in groups if _plot(group, name)], SETTINGS, f"settings with {text}")
         figures = []
         for group in having:
-            routed = (group.first.path / "router_load.jsonl").is_file() and name == SPECTRA_PLOT
+            routed = (group.first.path / ROUTER_LOAD).is_file() and name == SPECTRA_PLOT
             mean = " (the mean over a balanced routing)" if routed else ""
             caption = f"{group.label}, seed {group.seeds[0]}: {text}{mean}."
             figures.append(Figure(group.first.path / "plots" / name, f"{text}, {group.label}.", caption))

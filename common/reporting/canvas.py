@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -32,6 +32,7 @@ STYLE: dict[str, Any] = {
     "hatch.linewidth": 0.6,
     "svg.fonttype": "none",
     "legend.frameon": False,
+    "text.parse_math": False,  # names of runs and classes may hold dollars
 }
 
 
@@ -73,6 +74,8 @@ def shade_bar(figure: Figure, image: Any, axes: Any, label: str, *, percent: boo
     bar.outline.set_visible(False)
     if percent:
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    else:
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # without mathematical notation
 
 
 def save(figure: Figure, path: Path, title: str, svg: bool = False) -> Path:

@@ -42,6 +42,11 @@ class RunGroup:
         return str(self.first.results.get("task", "run"))
 
     @property
+    def name(self) -> str:
+        """The label where the pipeline is known: without it."""
+        return self.label.replace(f", {self.task}", "", 1)
+
+    @property
     def seeds(self) -> list[int]:
         """Every run's seed."""
         return [seed_of(run) for run in self.runs]
@@ -49,7 +54,8 @@ class RunGroup:
     def metric(self, name: str) -> Spread | None:
         """Mean and spread over the seeds of one number of the results; None where a run lacks it."""
         values = [run.results["metrics"].get(name) for run in self.runs]
-        return Spread.of(map(float, values)) if all(isinstance(value, int | float) for value in values) else None
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        return Spread.of(map(float, values)) if numbers else None
 
     def course(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and the mean over the seeds of one logged metric, at the steps that every seed logged."""
@@ -127,7 +133,7 @@ def _datasets(runs: Sequence[Run]) -> list[str]:
 
 
 def _method(run: Run) -> str:
-    method = run.results.get("method") or run.config.get("adapter", {}).get("method")
+    method = run.results.get("method") or run.section("adapter").get("method")
     return method_label(method) if method in get_args(Method) else str(method or run.results.get("task", "run"))
 
 

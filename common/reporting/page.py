@@ -11,7 +11,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -236,6 +236,47 @@ class Page:
     language: str = "en"
 
 
+def without_broken(section: Section, told: list[str]) -> Section | None:
+    """A section without the pictures that cannot be shown; None where nothing else is in it.
+
+    Args:
+        section: as it was made.
+        told: takes what is wrong with each.
+    """
+    blocks = _sound(section.blocks, told)
+    return replace(section, blocks=blocks) if any(not isinstance(block, Heading) for block in blocks) else None
+
+
+def _sound(blocks: Sequence[Block], told: list[str]) -> list[Block]:
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Figures):
+            figures = [figure for figure in block.figures if _can_be_shown(figure, told)]
+            found += [replace(block, figures=figures)] if figures else []
+        elif isinstance(block, Exchanges):
+            items = [
+                item if item.figure is None or _can_be_shown(item.figure, told) else replace(item, figure=None)
+                for item in block.items
+            ]
+            found.append(Exchanges(items))
+        elif isinstance(block, Folded):
+            inner = _sound(block.blocks, told)
+            found += [replace(block, blocks=inner)] if inner else []
+        else:
+            found.append(block)
+    return found
+
+
+def _can_be_shown(figure: Figure, told: list[str]) -> bool:
+    try:
+        return bool(figure.uri)
+    except UserError as error:
+        told.append(str(error))
+    except OSError as error:
+        told.append(f"the picture {figure.path} cannot be read: {error.strerror}")
+    return False
+
+
 @cache
 def _template() -> Template:
     environment = Environment(
@@ -272,5 +313,6 @@ def write_page(path: Path, page: Page) -> Path:
     """
     html = render_page(page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, html)
+    # a file's name need not be UTF-8, and is shown as far as it goes
+    atomic_write(path, html.encode(errors="backslashreplace"))
     return path

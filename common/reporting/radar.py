@@ -64,7 +64,8 @@ def plot_radar(
 
 
 def _scale(axes: PolarAxes, values: Mapping[str, Mapping[str, float | None]], unit: str, top: float) -> None:
-    largest = max((value for line in values.values() for value in line.values() if value is not None), default=top)
+    numbers = [value for line in values.values() for value in line.values() if value is not None]
+    largest = max(filter(math.isfinite, numbers), default=top)
     # Five rings at most, at round numbers.
     step = next(top * share for share in (0.05, 0.1, 0.2) if top * share * 5 >= min(largest, top))
     rings = np.arange(1, math.ceil(min(max(largest, step), top) / step - 1e-9) + 1) * step

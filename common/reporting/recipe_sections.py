@@ -16,6 +16,8 @@ from common.reporting.sections import by_task, texts, titled
 from common.reporting.tables import Column, Row, Table
 from common.words import listed
 
+ENVIRONMENT = "environment.json"
+
 
 def recipe_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
     """Where the recipes of a pipeline differ, and each of them whole."""
@@ -25,7 +27,7 @@ def recipe_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
         keys = differing_keys([group.first.config for group in members])
         if keys:
             blocks += [*titled(task, len(tasks) > 1), _difference(members, keys)]
-    blocks += [Folded(f"{group.task}: {group.label}", recipe_blocks(group)) for group in groups]
+    blocks += [Folded(f"{group.task}: {group.name}", recipe_blocks(group)) for group in groups]
     return Section("Recipes", blocks, folded=True) if blocks else None
 
 
@@ -34,12 +36,11 @@ def _difference(groups: Sequence[RunGroup], keys: Sequence[str]) -> Table:
     flat = [flatten(group.first.config) for group in groups]
     caption = "The keys in which the recipes differ."
     if len(keys) >= len(groups):
-        columns = [Column("key", better=None), *(Column(group.label, better=None) for group in groups)]
+        columns = [Column("key", better=None), *(Column(group.name, better=None) for group in groups)]
         return Table(columns, [Row((key, *(_text(config.get(key)) for config in flat))) for key in keys], caption)
     columns = [Column("run", better=None), *(Column(key, better=None) for key in keys)]
     rows = [
-        Row((group.label, *(_text(config.get(key)) for key in keys)))
-        for group, config in zip(groups, flat, strict=True)
+        Row((group.name, *(_text(config.get(key)) for key in keys))) for group, config in zip(groups, flat, strict=True)
     ]
     return Table(columns, rows, caption)
 
@@ -47,7 +48,7 @@ def _difference(groups: Sequence[RunGroup], keys: Sequence[str]) -> Table:
 def recipe_blocks(group: RunGroup) -> list[Block]:
     """The resolved recipe of the group's first run."""
     text = yaml.safe_dump(dict(group.first.config), sort_keys=False, allow_unicode=True)
-    return [Text(f"As resolved for {group.label}, seed {group.seeds[0]}:"), Code(text)]
+    return [Text(f"As resolved for {group.name}, seed {group.seeds[0]}:"), Code(text)]
 
 
 def environment_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
@@ -68,8 +69,16 @@ def environment_section(groups: Sequence[RunGroup], plots: Path) -> Section | No
 
 def environment_facts(run: Run) -> dict[str, str]:
     """Start, machine, commit and versions of a run; empty where it did not write them."""
-    found = _optional(run.path / "environment.json")
-    return described(found)
+    file = run.path / ENVIRONMENT
+    if not run.has(ENVIRONMENT):
+        return {}
+    try:
+        found = read_json(file)
+        return described(found if isinstance(found, dict) else {})
+    except UserError as error:
+        raise UserError(f"{error}; delete the file, or leave its run out") from None
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{file} holds no environment of a run ({error}); delete it, or leave its run out") from None
 
 
 def described(found: Mapping[str, Any]) -> dict[str, str]:
@@ -86,14 +95,6 @@ def described(found: Mapping[str, Any]) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version}" for name, version in found.get("packages", {}).items()),
     }
     return texts(facts)
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    try:
-        found = read_json(file) if file.is_file() else {}
-    except UserError as error:
-        raise UserError(f"{error}; delete the file, or leave its run out") from None
-    return found if isinstance(found, dict) else {}
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,6 +17,8 @@ from common.files import read_json_lines
 
 # Pictures that `write_diagnostics` puts into the `plots` of a run.
 SPECTRA_PLOT, MIXERS_PLOT, LOAD_PLOT = "singular_values.png", "mixers.png", "router_load_training.png"
+METRICS, ROUTER_LOAD, EVALUATED_LOAD = "metrics.jsonl", "router_load.jsonl", "router_load.json"
+_MOST = 1e300  # nothing that is counted or measured comes near
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,23 @@ class Run:
         config: the resolved recipe, from `config.yaml`.
         results: the content of `results.json`.
         metrics: the lines of `metrics.jsonl`, in order; empty where the run wrote none.
+        damaged: names of other files of the run that cannot be read, and are passed over.
     """
 
     path: Path
     config: Mapping[str, Any]
     results: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
+    damaged: frozenset[str] = frozenset()
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section of the recipe; empty where it has none of that name."""
+        found = self.config.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    def has(self, name: str) -> bool:
+        """Whether a file of the run is there and can be read."""
+        return name not in self.damaged and os.path.isfile(self.path / name)
 
 
 def read_run(path: Path) -> Run:
@@ -42,6 +56,11 @@ def read_run(path: Path) -> Run:
         UserError: the directory is missing, is no run, has not finished, or holds a broken file; the message
             names the file and what to do.
     """
+    return replace(read_results(path), metrics=read_metrics(path / METRICS))
+
+
+def read_results(path: Path) -> Run:
+    """`read_run` without the course of its metrics."""
     if not path.is_dir():
         raise UserError(f"there is no run at {path}; give the folder that --output named")
     config = read_config(path)
@@ -54,7 +73,13 @@ def read_run(path: Path) -> Run:
     content = read_json(results)
     if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
         raise UserError(f"{results} is no result of a run: it has no section `metrics`")
-    return Run(path, config, content, read_metrics(path / "metrics.jsonl"))
+    for key in ("task", "method", "dataset"):
+        if not isinstance(content.get(key), str | None):
+            raise UserError(f"{results}: {key}={content[key]!r} must be a text; was the file changed?")
+    for key, value in content["metrics"].items():
+        if isinstance(value, int) and abs(value) > _MOST:
+            raise UserError(f"{results}: {key} is no number that can be shown; was the file changed?")
+    return Run(path, config, content, ())
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -140,6 +165,8 @@ def read_json(file: Path) -> Any:
         raise UserError(
             f"{file} is broken at line {error.lineno}, column {error.colno}: {error.msg}; was it copied whole?"
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{file} cannot be read as JSON: {error}") from None
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

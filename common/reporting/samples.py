@@ -23,6 +23,7 @@ from common.pictures import encoded
 from common.reporting.runs import read_json
 
 FOLDER, FILE = "samples", "samples.json"
+SAMPLES = f"{FOLDER}/{FILE}"
 SIDE = 224  # most pixels of a picture's longer side
 _KEEPS_EDGES = 64  # pictures up to this side are kept without loss
 

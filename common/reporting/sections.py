@@ -8,14 +8,16 @@ a browser opens, a part shows pictures of the first few settings, and says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from common.reporting.groups import RunGroup, by_setting
 from common.reporting.page import Block, Exchange, Exchanges, Figure, Figures, Heading, Section, Text
 from common.reporting.plots import plot_bars, plot_curves
-from common.reporting.samples import Sample, Samples, read_samples
+from common.reporting.samples import SAMPLES, Sample, Samples, read_samples
 from common.reporting.tables import Column, Row, Table, Value
 
 _ORDER = ("vit_classify", "llava", "dreambooth")
@@ -23,6 +25,7 @@ Part = Callable[[Sequence[RunGroup], Path], Section | None]
 T = TypeVar("T")
 
 SETTINGS, FIGURES = 12, 24  # of which a part shows pictures, and how many pictures of curves
+_NAME = 100  # letters of a picture's file
 LINES = 8  # in one picture, as many as there are colours and markers
 
 # What a training cost, as against what it achieved: result key -> (heading, decimals, divided by, unit).
@@ -33,6 +36,7 @@ _COST: dict[str, tuple[str, int, float, str]] = {
     "train_seconds": ("training", 1, 1, " s"),
     "samples_per_second": ("speed", 1, 1, " samples/s"),
     "tokens_per_second": ("tokens", 0, 1, " tokens/s"),
+    "padding_share": ("padding", 1, 0.01, " %"),
     "peak_memory_bytes": ("peak memory", 0, 2**20, " MiB"),
 }
 _SHARES = ("accuracy", "share", "exact")  # ends of the names of metrics in [0, 1], shown in percent
@@ -103,42 +107,45 @@ def _measured(groups: Sequence[RunGroup]) -> Table:
         rows.append(Row(tuple(values), "" if one_set else str(group.first.results.get("dataset") or "")))
     several = any(len(group.runs) > 1 for group in groups)
     caption = "As measured at the end of each run" + (", mean ± standard deviation over the seeds" if several else "")
-    return Table(columns, rows, f"{caption}; from its results.json.")
+    about = "n: what was tested, or trained on where nothing was tested."
+    return Table(columns, rows, f"{caption}; from its results.json. {about}")
 
 
 def _costs(groups: Sequence[RunGroup]) -> Table | None:
     keys = [key for key in _COST if key in _metric_keys(groups)]
     if not keys:
         return None
-    columns = [*_head(groups), *(Column(_COST[key][0], _COST[key][1], None, _COST[key][3]) for key in keys)]
+    columns = [*_head(groups, ()), *(Column(_COST[key][0], _COST[key][1], None, _COST[key][3]) for key in keys)]
     rows = []
     for group in groups:
-        values: list[Value] = _begin(group, groups)
+        values: list[Value] = _begin(group, groups, ())
         for key in keys:
             spread = group.metric(key)
             whole = spread is not None and _COST[key][1:3] == (0, 1) and not spread.deviation
-            if spread is None or whole:
+            if spread is None or (whole and math.isfinite(spread.mean)):
                 values.append(int(spread.mean) if spread else None)
             else:
                 values.append(spread.times(1 / _COST[key][2]))
         rows.append(Row(tuple(values)))
     caption = "From each run's results.json. Times and memory compare only where the machine was the same: Environment."
+    if any("head" in group.first.results for group in groups):
+        caption += " The head is trained too and not counted."
     return Table(columns, rows, caption)
 
 
-def _head(groups: Sequence[RunGroup]) -> list[Column]:
+def _head(groups: Sequence[RunGroup], counts: Sequence[str] = ("n",)) -> list[Column]:
     columns = [Column("run")]
     if any(group.first.results.get("dataset") for group in groups):
         columns.append(Column("data"))
-    return [*columns, Column("n", better=None), Column("seeds", better=None)]
+    return [*columns, *(Column(name, better=None) for name in (*counts, "seeds"))]
 
 
-def _begin(group: RunGroup, groups: Sequence[RunGroup]) -> list[Value]:
+def _begin(group: RunGroup, groups: Sequence[RunGroup], counts: Sequence[str] = ("n",)) -> list[Value]:
     results = group.first.results
-    values: list[Value] = [group.label]
+    values: list[Value] = [group.name]
     if any(other.first.results.get("dataset") for other in groups):
         values.append(_plain(results.get("dataset")))
-    return [*values, _plain(results.get("n")), len(group.runs)]
+    return [*values, *(_plain(results.get(key)) for key in counts), len(group.runs)]
 
 
 def _plain(value: object) -> Value:
@@ -207,7 +214,8 @@ def curve_figures(groups: Sequence[RunGroup], plots: Path, key: str, label: str 
     """The course of one logged metric, so many lines to a picture that they can be told apart."""
     logged = [group for group in groups if len(group.course(key)[0]) > 1]
     parts = [logged[first : first + LINES] for first in range(0, len(logged), LINES)]
-    found = [curve_figure(part, plots, f"{key}_{number}.png", key, label) for number, part in enumerate(parts)]
+    name = quote(key, safe="")[-_NAME:]  # no name from a data file leads to another folder
+    found = [curve_figure(part, plots, f"{name}_{number}.png", key, label) for number, part in enumerate(parts)]
     return [figure for figure in found if figure is not None]
 
 
@@ -223,7 +231,8 @@ def curve_figure(
         key: as in `metrics.jsonl`.
         label: what it is; none given: made of the key.
     """
-    courses = {group.label: group.course(key) for group in groups}
+    one = len({group.task for group in groups}) == 1
+    courses = {group.name if one else group.label: group.course(key) for group in groups}
     courses = {group: course for group, course in courses.items() if len(course[0]) > 1}
     if not courses:
         return None
@@ -246,12 +255,12 @@ def _spoken(key: str) -> str:
 
 def samples_section(groups: Sequence[RunGroup], plots: Path) -> Section | None:
     """What each setting's first run shows of itself: pictures with answers, chats, drawn pictures."""
-    found = [(group, samples) for group in groups if (samples := read_samples(group.first.path)) and samples.items]
+    having = [group for group in groups if group.first.has(SAMPLES)]
+    found = [(group, samples) for group in having if (samples := read_samples(group.first.path)) and samples.items]
     some, note = shown(found, SETTINGS, "settings with samples")
     blocks: list[Block] = [*note]
     for group, samples in some:
-        name = group.label if group.label.endswith(group.task) else f"{group.label}, {group.task}"
-        blocks += [Heading(f"{name}, seed {group.seeds[0]}"), Text(samples.about)]
+        blocks += [Heading(f"{group.task}: {group.name}, seed {group.seeds[0]}"), Text(samples.about)]
         blocks += sample_blocks(group.first.path, samples)
     return Section("Samples", blocks) if found else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -52,11 +53,19 @@ def made_by(prog: str, argv: Sequence[str]) -> dict[str, Any]:
 
     Args:
         prog: the command, such as `mosgoat eval images`.
-        argv: the words behind it; no option of an evaluation holds a secret.
+        argv: the words behind it; of an address in them the user, the password and the query, which may hold secrets,
+            are left out.
     """
     environment = describe_environment()
     del environment["started"]  # the same measurement twice is the same file
-    return {"command": shlex.join([*prog.split(), *argv]), "environment": environment}
+    words = [without_secrets(word) for word in argv]
+    return {"command": shlex.join([*prog.split(), *words]), "environment": environment}
+
+
+def without_secrets(word: str) -> str:
+    """A word of a command line, of whose address user, password and query are left out."""
+    word = re.sub(r"(\w://)[^/?#\s]*@", r"\1***@", word)
+    return re.sub(r"(\w://[^?#\s]*)[?#].*", r"\1?***", word, flags=re.DOTALL)
 
 
 def _version(package: str) -> str | None:

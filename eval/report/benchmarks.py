@@ -11,10 +11,11 @@ from common.errors import UserError
 from common.reporting.page import Block, Figure, Figures, Folded, Heading, Section, Text
 from common.reporting.runs import read_config
 from common.reporting.sections import LINES
+from common.reporting.tables import Table
 from common.words import listed
 from eval.report.find import Evaluation, Material
 from eval.vlm.benchmarks import BENCHMARKS, NINE
-from eval.vlm.results import TASK, beside_paper, category_table, write_radar
+from eval.vlm.results import TASK, abilities_of, beside_paper, category_table, write_radar
 
 _SAME = ("label", "run", "model", "weights", "template", "precision", "engine", "answer")
 _PAPER_BASE = "InternLM2-7B with CLIP ViT-L/14-336"
@@ -95,16 +96,18 @@ def lines_of(evaluations: Sequence[Evaluation]) -> list[Line]:
     return lines
 
 
-def check(each: Evaluation) -> object:
+def check(each: Evaluation) -> list[Table]:
     """Use an evaluation as the page does; raises where it is not what it says."""
     content = each.content
     [line] = lines_of([each])
     if "benchmark" not in content:
-        return beside_paper({line.label: line.values}, line.answer)
+        return [beside_paper({line.label: line.values}, line.answer)]
     if content["benchmark"] not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {content['benchmark']!r}")
+    abilities_of(content["metrics"])
+    "".join(content.get("notes", []))
     whole = category_table(BENCHMARKS[content["benchmark"]], content)
-    return beside_paper({line.label: line.values}, line.answer), whole
+    return [beside_paper({line.label: line.values}, line.answer), whole]
 
 
 def _only(line: Line, *, paper: bool) -> dict[str, float | None]:
@@ -150,10 +153,11 @@ def base_of(line: Line) -> str:
     if not run:
         return "unknown"
     try:
-        config = read_config(Path(str(run))).get("model", {})
-    except UserError:
-        return f"unknown: its run {run} is not there any more"
-    parts = [config.get(key) for key in ("name", "language_model", "vision_tower", "quantization")]
+        config = read_config(Path(str(run))).get("model") or {}
+    except (UserError, OSError):
+        return f"unknown: its run {run} cannot be read any more"
+    keys = ("name", "language_model", "vision_tower", "quantization")
+    parts = [config.get(key) for key in keys] if isinstance(config, dict) else []
     return " + ".join(str(part) for part in parts if part and part != "none") or "unknown"
 
 

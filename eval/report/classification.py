@@ -53,8 +53,8 @@ def classification_section(material: Material, plots: Path) -> Section | None:
 
 def is_of_paper(group: RunGroup) -> bool:
     """Whether a group measured one of the paper's sets with a model of photographs; drawn ones are another matter."""
-    model = str(group.first.config.get("model", {}).get("name", ""))
-    source = str(group.first.config.get("data", {}).get("source") or "")
+    model = str(group.first.section("model").get("name", ""))
+    source = str(group.first.section("data").get("source") or "")
     return group.first.results.get("dataset") in SETS and not model.startswith(_BUILTIN) and _BUILTIN not in source
 
 
@@ -77,7 +77,9 @@ def measured_rows(groups: Sequence[RunGroup]) -> list[MeasuredRow]:
         }
         runs = [run for group in members for run in group.runs]
         counts = [run.results["metrics"].get("trainable_parameters") for run in runs]
-        rows.append(MeasuredRow(name, values, params_percent(str(runs[0].config["model"]["name"]), counts)))
+        model = str(runs[0].section("model").get("name"))
+        known = all(isinstance(count, int) for count in counts)
+        rows.append(MeasuredRow(name, values, params_percent(model, counts) if known else None))
     return rows
 
 
@@ -126,7 +128,7 @@ def _setting(group: RunGroup) -> str:
 def _data(group: RunGroup) -> str:
     results, spec = group.first.results, SETS[str(group.first.results["dataset"])]
     told = []
-    source = group.first.config.get("data", {}).get("source")
+    source = group.first.section("data").get("source")
     if source is not None:
         told.append(f"pictures from {source}, not from the Hub's copy of the set")
     if results.get("n") != spec.test_size:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from common.errors import UserError
 from common.reporting.adapter_sections import adapter_section, confusion_section, router_section
-from common.reporting.page import Page, Section, Text, write_page
+from common.reporting.page import Page, Section, Text, without_broken, write_page
 from common.reporting.recipe_sections import environment_section, recipe_section
 from common.reporting.sections import (
     Part,
@@ -22,18 +24,22 @@ from common.reporting.sections import (
 )
 from common.words import counted, listed
 from eval.report import benchmarks, classification, subjects
-from eval.report.find import IMAGES, Material, find
+from eval.report.find import IMAGES, Check, Material, find
 from eval.report.parameters import parameters_section
 from eval.report.pictures import pictures_section
 from eval.report.reproduce import reproduce_section
 
 PROG = "mosgoat report"
-_CHECKS = {
-    IMAGES: lambda each: classification.evaluations_table([each]),
+_CHECKS: dict[str, Check] = {
+    IMAGES: lambda each: [classification.evaluations_table([each])],
     benchmarks.TASK: benchmarks.check,
-    subjects.TASK: lambda each: (subjects.table(each), subjects.differences(each.content)),
-    subjects.STUDY: subjects.study_table,
+    subjects.TASK: subjects.check,
+    subjects.STUDY: lambda each: [subjects.study_table(each)],
 }
+_PAPERS = (
+    "[M]: Wu et al., Mixture-of-Subspaces in Low-Rank Adaptation, arXiv:2406.11909. "
+    "[G]: Fan et al., Make LoRA Great Again, arXiv:2502.16894."
+)
 _SHOWN = 20  # problems that are named one by one
 MaterialPart = Callable[[Material, Path], Section | None]
 
@@ -70,23 +76,47 @@ def write_report(paths: Sequence[Path], output: Path, title: str | None = None) 
     Raises:
         UserError: a path is missing or damaged itself, nothing lies under it, or the page cannot be written.
     """
-    if output.is_dir():
+    if os.path.isdir(output):
         raise UserError(f"--output={output} is a folder; give the path of a file, such as {output / 'report.html'}")
+    if os.path.exists(output) and not os.path.isfile(output):
+        raise UserError(f"--output={output} is no file that a page could replace; give the path of one")
     material = find(paths, _CHECKS)
+    with _drawing() as folder:
+        sections = _sections(material, folder)
     for problem in material.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        found = [part(material, Path(folder) / str(number)) for number, part in enumerate(PARTS)]
-        page = Page(
-            title=title or _title(material),
-            lead=_lead(material),
-            sections=[section for section in found if section is not None],
-            footer=f"Made by {PROG} on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z} of {listed(paths, 12)}.",
-        )
-        try:
-            return write_page(output, page)
-        except OSError as error:
-            raise UserError(f"--output={output} cannot be written: {error}") from error
+    page = Page(
+        title=title or _title(material),
+        lead=_lead(material),
+        sections=sections,
+        footer=f"Made by {PROG} on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z} of {listed(paths, 12)}. {_PAPERS}",
+    )
+    try:
+        return write_page(output, page)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[Path]:
+    """A folder for the pictures that are drawn for a page; it goes away."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="mosgoat-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(
+            f"the page's pictures could not be drawn: {error}; set TMPDIR to a folder that can be written and has room"
+        ) from error
+
+
+def _sections(material: Material, folder: Path) -> list[Section]:
+    """All parts with their pictures read, and behind the first what could not be shown."""
+    found = [part(material, folder / str(number)) for number, part in enumerate(PARTS)]
+    sections = [
+        sound for section in found if section is not None and (sound := without_broken(section, material.problems))
+    ]
+    problems = _problems_section(material)
+    return [*sections[:1], *([problems] if problems else []), *sections[1:]]
 
 
 def _of_runs(part: Part) -> MaterialPart:
@@ -94,7 +124,7 @@ def _of_runs(part: Part) -> MaterialPart:
     return lambda material, plots: part(material.groups, plots) if material.groups else None
 
 
-def _problems_section(material: Material, plots: Path) -> Section | None:
+def _problems_section(material: Material) -> Section | None:
     if not material.problems:
         return None
     some, more = material.problems[:_SHOWN], len(material.problems) - _SHOWN
@@ -104,7 +134,6 @@ def _problems_section(material: Material, plots: Path) -> Section | None:
 
 PARTS: tuple[MaterialPart, ...] = (
     _of_runs(results_section),
-    _problems_section,
     classification.classification_section,
     benchmarks.benchmarks_section,
     subjects.subjects_section,

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.reporting.groups import RunGroup, group_runs
-from common.reporting.recipe_sections import environment_facts
-from common.reporting.runs import Run, evaluated_load, read_json, read_run, seed_of, training_load
-from common.reporting.samples import read_samples
+from common.reporting.recipe_sections import ENVIRONMENT, described, environment_facts
+from common.reporting.runs import (
+    EVALUATED_LOAD,
+    METRICS,
+    ROUTER_LOAD,
+    Run,
+    evaluated_load,
+    read_json,
+    read_metrics,
+    read_results,
+    seed_of,
+    training_load,
+)
+from common.reporting.samples import SAMPLES, read_samples
+from common.reporting.tables import Table, render_text
 from dreambooth.manifest import MANIFEST, read_manifest
 from eval.images import PREFIX
 from eval.study.export import TASK as STUDY
@@ -41,7 +53,7 @@ class Evaluation:
     @property
     def command(self) -> str:
         """What it was made with; empty where the results do not say."""
-        return str(self.content.get("command", ""))
+        return str(self.content.get("command") or "")
 
     @property
     def title(self) -> str:
@@ -70,7 +82,15 @@ class Material:
         return [each for each in self.evaluations if each.kind == kind]
 
 
-Check = Callable[[Evaluation], object]  # raises where a content is not what its task says
+# The tables that a page shows of it; raises where a content is not what its task says.
+Check = Callable[[Evaluation], Sequence[Table]]
+# Files that say more about a run than its results do, and what reads each of them.
+_DESCRIBING: dict[str, Callable[[Run], object]] = {
+    ENVIRONMENT: environment_facts,
+    ROUTER_LOAD: lambda run: training_load(run.path / ROUTER_LOAD),
+    EVALUATED_LOAD: lambda run: evaluated_load(run.path / EVALUATED_LOAD),
+    SAMPLES: lambda run: read_samples(run.path),
+}
 
 
 def find(paths: Sequence[Path], checks: Mapping[str, Check]) -> Material:
@@ -85,9 +105,9 @@ def find(paths: Sequence[Path], checks: Mapping[str, Check]) -> Material:
     """
     found, runs, seen = Material(), list[Run](), set[Path]()
     for path in paths:
-        if path.is_file():
+        if os.path.isfile(path):
             raise UserError(f"{path} is a file; give the folder of a run or an evaluation, or one that holds such")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise UserError(f"there is no run or evaluation at {path}; give the folder that --output named")
         before, folders = len(seen), list(_folders(path, found.problems))
         if _is_run(path):
@@ -102,22 +122,39 @@ def find(paths: Sequence[Path], checks: Mapping[str, Check]) -> Material:
     return found
 
 
-def read_whole(path: Path) -> Run:
+def read_whole(path: Path, damage: list[str] | None = None) -> Run:
     """Read a run with all that a page shows of it, so that damage is found before the page is begun.
+
+    Args:
+        path: its directory.
+        damage: takes what is wrong with files that only describe the run, which are then passed over; None: they must
+            be whole.
 
     Raises:
         UserError: the run has not finished, or one of its files is damaged.
     """
+
+    def attempt(name: str, read: Callable[[], object]) -> Any:
+        try:
+            return read()
+        except (UserError, OSError) as error:
+            why = _unreadable(error) if isinstance(error, OSError) else str(error)
+            if damage is None:
+                raise UserError(why) from error
+            damage.append(why)
+            damaged.add(name)
+            return None
+
+    damaged = set[str]()
     try:
-        run = read_run(path)
-        seed_of(run)
-        environment_facts(run)
-        training_load(path / "router_load.jsonl")
-        evaluated_load(path / "router_load.json")
-        read_samples(path)
+        run = read_results(path)
     except OSError as error:
         raise UserError(_unreadable(error)) from error
-    return run
+    seed_of(run)
+    metrics = attempt(METRICS, lambda: read_metrics(path / METRICS)) or ()
+    for name, read in _DESCRIBING.items():
+        attempt(name, lambda read=read: read(run))  # type: ignore[misc]
+    return replace(run, metrics=metrics, damaged=frozenset(damaged))
 
 
 def _unreadable(error: OSError) -> str:
@@ -141,12 +178,12 @@ def _look(folder: Path, checks: Mapping[str, Check], found: Material, runs: list
             seen.add(key)
 
     if _is_run(folder):
-        take(folder / "config.yaml", lambda: runs.append(read_whole(folder)))
-    elif (folder / MANIFEST).is_file():
+        take(folder / "config.yaml", lambda: runs.append(read_whole(folder, found.problems)))
+    elif os.path.isfile(folder / MANIFEST):
         take(folder / MANIFEST, lambda: found.pictures.append(_pictures(folder)))
     files = [] if _is_run(folder) else sorted(folder.glob("results*.json"))
     for file in [*files, folder / f"{PREFIX}.json"]:
-        if file.is_file():
+        if os.path.isfile(file):
             take(file, lambda file=file: found.evaluations.append(read_evaluation(file, checks)))  # type: ignore[misc]
 
 
@@ -164,7 +201,7 @@ def _is_known(folder: Path, seen: set[Path]) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
+    return os.path.isfile(folder / "config.yaml")  # False too where one may not look
 
 
 def _pictures(folder: Path) -> Path:
@@ -190,8 +227,11 @@ def read_evaluation(file: Path, checks: Mapping[str, Check]) -> Evaluation:
         )
     evaluation = Evaluation(file, kind, content)
     try:
-        checks[kind](evaluation)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        for table in checks[kind](evaluation):
+            render_text(table)
+        if isinstance(environment := content.get("environment"), dict):
+            described(environment)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{file} is not what {_TITLES[kind]} writes ({why}); was it changed?") from error
     return evaluation

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.reporting.compare import MeasuredRow, beside_published
 from common.reporting.groups import RunGroup
@@ -33,7 +32,7 @@ def parameters_section(material: Material, plots: Path) -> Section | None:
 
 def is_llama(group: RunGroup) -> bool:
     """Whether the language model is LLaMA-3-8B, as far as its name says."""
-    name = str(group.first.config.get("model", {}).get("language_model") or "")
+    name = str(group.first.section("model").get("language_model") or "")
     return "llama38b" in re.sub(r"[^a-z0-9]", "", name.lower().replace("meta", ""))
 
 
@@ -58,11 +57,11 @@ def differences(groups: Sequence[RunGroup]) -> list[str]:
     """In plain words why the counts differ; a sentence each."""
     found = [f"[M] counts adapters of rank 16 on {_PAPER} of the language model alone (text, no pictures)."]
     for group in groups:
-        config = group.first.config
-        adapter: dict[str, Any] = config.get("adapter", {})
+        run = group.first
+        adapter = run.section("adapter")
         layers = ", ".join(adapter.get("target_modules") or TARGET_MODULES)
         told = [f"rank {adapter.get('r')} on {layers}"]
-        told += ["adapters on the vision tower too"] if config.get("tower", {}).get("adapt", True) else []
-        told += ["the projector trained too"] if config.get("model", {}).get("train_projector", True) else []
+        told += ["adapters on the vision tower too"] if run.section("tower").get("adapt", True) else []
+        told += ["the projector trained too"] if run.section("model").get("train_projector", True) else []
         found.append(f"{group.label}: {'; '.join(told)}.")
     return found

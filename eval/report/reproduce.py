@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,8 +68,8 @@ def told(each: Evaluation) -> list[str]:
     """Where an evaluation stands and what made it; for one that did not note it, what it notes of its making."""
     lines = [f"# {each.file}, {_commit(each.content)}"]
     run = each.content.get("run")
-    if isinstance(run, str) and not Path(run).is_dir():
-        lines.append(f"# its run {run} is not there any more")
+    if isinstance(run, str) and not os.path.isdir(run):
+        lines.append(f"# its run {run} cannot be found from here")
     if each.command:
         return [*lines, each.command]
     if each.kind == IMAGES:

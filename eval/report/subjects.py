@@ -51,6 +51,12 @@ def table(each: Evaluation) -> Table:
     return table_of(content, heading=f"measured with {models}")
 
 
+def check(each: Evaluation) -> list[Table]:
+    """Use a measurement as the page does; raises where it is not what it says."""
+    differences(each.content)
+    return [table(each)]
+
+
 def differences(content: Mapping[str, Any]) -> list[str]:
     """In plain words what keeps a measurement from being the paper's; a sentence each."""
     found = []

@@ -12,8 +12,6 @@ from common.errors import UserError
 from common.pictures import ENDINGS
 from dreambooth.manifest import MANIFEST, Manifest, find_manifests, read_manifest
 
-# Endings of the formats that `common.pictures` reads.
-
 
 @dataclass(frozen=True, order=True)
 class ItemKey:

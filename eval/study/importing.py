@@ -139,7 +139,11 @@ def _alone_in(temporary: Path, path: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    folder = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    ended = f"another import into --study {path} has just ended; see what it has made"
+    try:
+        folder = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        raise UserError(ended) from None
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try:
@@ -149,7 +153,7 @@ def _alone_in(temporary: Path, path: Path) -> Iterator[None]:
                     f"another import is making --study {path}; wait for it to end, or choose another folder"
                 ) from None
         if not temporary.exists() or not os.path.samestat(os.fstat(folder), temporary.stat()):
-            raise UserError(f"another import into --study {path} has just ended; see what it has made")
+            raise UserError(ended)
         yield
     finally:
         os.close(folder)

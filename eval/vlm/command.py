@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from common.commands import require_between
 from common.errors import UserError
 from common.reporting.runs import read_json, refuse_other_results
-from common.training.environment import made_by
 from eval.vlm.benchmarks import DRAWN, NINE, Benchmark, find_benchmark
 from eval.vlm.drawn import TABLE, is_drawn, require_drawn
 from eval.vlm.evaluation import FOLDER, Job, evaluate
@@ -38,7 +37,7 @@ def main_mmbench(argv: Sequence[str] | None = None) -> int:
         require_drawn(benchmark)
     if benchmark.family != "circular":
         raise UserError(f"--benchmark={benchmark.name} is not MMBench; use mosgoat eval vlm --benchmarks for it")
-    return _run(options, [benchmark], options.data, made_by(parser.prog, list(argv or [])))
+    return _run(options, [benchmark], options.data, (parser.prog, *(argv or ())))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_judged(options, benchmarks)
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data-root={options.data_root} is not a folder; give the one that holds NAME.tsv files")
-    return _run(options, benchmarks, options.data_root, made_by(parser.prog, list(argv or [])))
+    return _run(options, benchmarks, options.data_root, (parser.prog, *(argv or ())))
 
 
 def _named(names: Sequence[str]) -> list[str]:
@@ -98,9 +97,9 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def _run(
-    options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None, made: Mapping[str, Any]
+    options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None, command: Sequence[str]
 ) -> int:
-    job = _job(options, benchmarks, data, made)
+    job = _job(options, benchmarks, data, command)
     if options.engine == "vlmeval":
         from eval.vlm.vlmeval_engine import run_vlmeval  # only where it is asked for
 
@@ -109,12 +108,11 @@ def _run(
 
 
 def _job(
-    options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None, made: Mapping[str, Any]
+    options: argparse.Namespace, benchmarks: Sequence[Benchmark], data: Path | None, command: Sequence[str]
 ) -> Job:
     for key in ("batch_size", "max_new_tokens"):
-        value = getattr(options, key)
-        if value is not None and not 1 <= value < 2**20:
-            raise UserError(f"--{key.replace('_', '-')}={value} must be at least 1")
+        if getattr(options, key) is not None:
+            require_between(f"--{key.replace('_', '-')}", getattr(options, key))
     if options.answer == "likelihood":
         if options.max_new_tokens is not None:
             raise UserError("--max-new-tokens has no effect with --answer=likelihood, which generates nothing")
@@ -139,7 +137,7 @@ def _job(
         max_new_tokens=options.max_new_tokens,
         allow_incomplete=options.allow_incomplete,
         beside=[_evaluated(path, f"results{suffix}.json") for path in options.beside],
-        made=made,
+        command=command,
     )
 
 

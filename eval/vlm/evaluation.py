@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from common.reporting.labels import method_label
 from common.reporting.runs import read_config, read_json
 from common.reporting.tables import render_text
 from common.training import processes
+from common.training.environment import made_by
 from eval.vlm.answering import Answered
 from eval.vlm.benchmarks import Benchmark, find_benchmark
 from eval.vlm.judge import Judge, judge_of
@@ -48,7 +49,7 @@ class Job:
         max_new_tokens: an answer is cut there; None: the default of each family.
         allow_incomplete: score what is there.
         beside: folders of further evaluations, whose results are shown beside this one's.
-        made: the command and the environment, as every results.json is to say.
+        command: its name and the words behind it, as every results.json is to say.
     """
 
     options: argparse.Namespace
@@ -60,7 +61,7 @@ class Job:
     max_new_tokens: int | None
     allow_incomplete: bool
     beside: Sequence[Path]
-    made: Mapping[str, Any] = field(default_factory=dict)
+    command: Sequence[str] = ("mosgoat eval vlm",)
 
     @property
     def suffix(self) -> str:
@@ -170,13 +171,13 @@ def _own_device(options: argparse.Namespace) -> None:
 
 
 def names_of(job: Job) -> dict[str, Any]:
-    """What is measured: `run` and `model` as they were given, the `label` of its row, and what it was made with."""
+    """What is measured: `run`, `model` as it was given, the `label` of its row, and what it was made with."""
     run, model = job.options.run, job.options.model
     return {
-        "run": None if run is None else str(run),
+        "run": None if run is None else str(run.resolve()),
         "model": model,
         "label": label_of(run) if run is not None else Path(model).name,
-        **job.made,
+        **made_by(job.command[0], job.command[1:]),
     }
 
 

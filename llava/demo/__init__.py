@@ -48,9 +48,8 @@ def drawn_sets(cache_dir: str | None = None) -> Path:
         with writing_is_explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder, "the drawn questions"):
-                if not (
-                    folder / "done.json"
-                ).is_file():  # another process may have drawn them meanwhile, and reads them
+                # once more: another process may have drawn them meanwhile, and reads them
+                if not (folder / "done.json").is_file():
                     write_sets(folder)
     return folder
 

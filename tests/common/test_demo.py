@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -226,6 +227,43 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_anything_runs(
         main(tmp_path / "file")
     with pytest.raises(UserError, match="could not be written"):
         main(tmp_path / "file" / "below")
+    assert ran() == []
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: Ran) -> None:
+    use(monkeypatch, stage("train"))
+    with (tmp_path / demo.LOCK).open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another `mosgoat demo` is running in .*wait until it has ended"):
+            main(tmp_path)
+        assert ran() == []
+    assert main(tmp_path) == 0
+    assert ran() == ["train"]
+
+
+def test_a_page_of_nothing_is_not_begun_and_the_whole_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, stage("train", "fail", "1"), stage("page", again=True))
+    assert main(tmp_path, "--only", "page") == 1
+    out = capfd.readouterr().out
+    assert "ran" not in out
+    assert "page did not run: nothing of what it is about is there yet" in out
+    assert out.rstrip().endswith(f"mosgoat demo --output {tmp_path}")
+    assert main(tmp_path) == 1
+    assert "ran make" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("spelled", ["train", "./train", "../parent/train", "."])
+def test_a_folder_is_the_same_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: Ran, spelled: str
+) -> None:
+    use(monkeypatch, stage("train"))
+    folder = tmp_path / "parent" / "train"
+    assert main(folder) == 0
+    ran()
+    monkeypatch.chdir(folder if spelled == "." else folder.parent)
+    assert main(Path(spelled)) == 0
     assert ran() == []
 
 

@@ -1,6 +1,7 @@
 """Questions that a run shows with its answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,10 @@ def test_a_picture_that_has_gone_since_costs_its_question_alone(
     found = answered_questions(base, nn.Identity(), data, seed=1)
     assert len(found.items) == 4
     assert "it cannot be read" in capsys.readouterr().err
+
+
+def test_a_question_that_is_longer_than_any_that_was_trained_on_is_passed_over(base: LlavaBase, drawn: Path) -> None:
+    data = opened(base, drawn, held=True)
+    assert data.validation is not None
+    data.validation.coding = replace(data.validation.coding, max_text_tokens=1 - base.image_tokens)
+    assert answered_questions(base, nn.Identity(), data, seed=1).items == []

@@ -223,3 +223,16 @@ def test_changed_conversations_stop_a_resume(tiny_llava: TinyLlava, drawn: Path,
     file.write_text(json.dumps(samples), encoding="utf-8")
     with pytest.raises(UserError, match="the conversations have changed since"):
         train(wanted)
+
+
+def test_the_weights_are_kept_whatever_happens_to_the_samples(
+    tiny_llava: TinyLlava, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no memory for an answer")
+
+    monkeypatch.setattr("llava.train.answered_questions", fail)
+    with pytest.raises(RuntimeError, match="no memory for an answer"):
+        train(recipe(tiny_llava, drawn, tmp_path, train={"epochs": None, "max_steps": 1, "save_every": 0}))
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "results.json").exists()

@@ -54,7 +54,8 @@ def real_step(folder: str, method: str, checkpointing: bool, bf16: bool) -> int:
         for parameter in whole.parameters():
             parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(torch.bfloat16)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False, "preserve_rng_state": False})
     for parameter in whole.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     ids = torch.zeros(BATCH, TOKENS, dtype=torch.long)
@@ -244,7 +245,7 @@ def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str],
     words = ["--model", wide, "--method", "moslora", "--memory", "--batch-per-gpu", "2", "--tokens", "64"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "moslora, r = 8; 2 samples of 64 tokens on each of 1 GPUs"
+    assert lines[1] == "moslora, r = 8; 2 samples of 64 tokens on one GPU"
     assert [line.split("  ")[0] for line in lines[3:5]] == ["frozen weights", "trained weights"]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -226,6 +226,12 @@ def test_two_imports_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: py
     assert [path.name for path in study.path.parent.iterdir() if path.name.endswith(".importing")] == []
 
 
+def test_an_import_whose_folder_was_taken_away_by_another_is_told(tmp_path: Path) -> None:
+    alone = importing._alone_in(tmp_path / ".s.importing", tmp_path / "s")
+    with pytest.raises(UserError, match=r"another import into --study .*s has just ended"), alone:
+        pass
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX file systems")
 def test_only_the_owner_may_read_a_study(study: Study) -> None:
     assert study.path.stat().st_mode & 0o077 == 0

@@ -187,6 +187,21 @@ def test_other_runs_are_shown_beside(
     assert "weak" in (tmp_path / "good" / "eval_vlm" / "radar_MMBench_DEV_EN.svg").read_text(encoding="utf-8")
 
 
+def test_what_it_ran_on_is_noted_when_the_processes_have_met(
+    mmbench: Path, tmp_path: Path, answers: Callable[[Say], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[bool] = []
+    monkeypatch.setattr("common.training.processes.start", lambda: met.append(True))
+    monkeypatch.setattr(
+        "common.training.environment.describe_environment", lambda: {"started": "now", "met": bool(met)}
+    )
+    answers(lambda question: "A")
+    assert main_mmbench([*MODEL, "--data", str(mmbench), "--output", str(tmp_path / "o")]) == 0
+    for file in (tmp_path / "o").rglob("results.json"):
+        assert read(file)["environment"] == {"met": True}
+        assert read(file)["command"].startswith("mosgoat eval mmbench --model builtin:drawn-llava")
+
+
 def test_a_judge_gives_mmvet_its_number_and_its_key_is_nowhere(
     folder: Path,
     tmp_path: Path,
