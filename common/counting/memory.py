@@ -312,7 +312,7 @@ def _step(
             inputs["attention_mask"] = inputs["attention_mask"].bool()
 
         def forward() -> Tensor:
-            body = model.model if supervised is not None else model
+            body = model.base_model if supervised is not None else model  # without the output head
             outputs = body(**inputs)
             return outputs[0]
 

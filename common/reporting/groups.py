@@ -133,7 +133,7 @@ def _datasets(runs: Sequence[Run]) -> list[str]:
 
 
 def _method(run: Run) -> str:
-    method = run.results.get("method") or run.section("adapter").get("method")
+    method: Any = run.results.get("method") or run.section("adapter").get("method")
     return method_label(method) if method in get_args(Method) else str(method or run.results.get("task", "run"))
 
 
@@ -170,7 +170,8 @@ def _shortened(value: Any) -> str:
 
 def _directories(runs: Sequence[Run]) -> list[str]:
     names = [run.path.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    names = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    return [name.encode(errors="backslashreplace").decode() for name in names]  # fonts have no letter for other bytes
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:

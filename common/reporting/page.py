@@ -87,7 +87,7 @@ class Figure:
         Raises:
             UserError: the file is missing or is not a picture of a known kind.
         """
-        media, content, _ = self._embedded
+        media, content, *_ = self._embedded
         return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
 
     @property
@@ -102,35 +102,28 @@ class Figure:
     @property
     def text(self) -> str:
         """The caption, and that the picture was made smaller where it was."""
-        return " ".join(filter(None, (self.caption, self._reduced)))
+        return " ".join(filter(None, (self.caption, self._embedded[3])))
 
     @cached_property
-    def _embedded(self) -> tuple[str, bytes, tuple[int, int] | None]:
-        """Media type, content and size of what is put into the page."""
+    def _embedded(self) -> tuple[str, bytes, tuple[int, int] | None, str]:
+        """Media type, content and size of what is put into the page, and a remark where that is not the whole."""
         content, kind = self._content(), self.path.suffix.lower()
         if kind == ".svg":
-            return _MEDIA_TYPES[kind], content, None
+            return _MEDIA_TYPES[kind], content, None, ""
         try:
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"the picture {self.path} has more than {MAX_PIXELS:,} pixels; make it smaller")
                 image.load()  # a file that is cut short opens, and shows as half a picture
                 if max(image.size) <= MOST_SIDE:
-                    return _MEDIA_TYPES[kind], content, image.size
+                    return _MEDIA_TYPES[kind], content, image.size, ""
+                whole = image.size
                 small = image.convert("RGB")
                 small.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
             raise UserError(f"the picture {self.path} is broken; was it copied whole?") from None
-        return "image/webp", encoded(small, "WEBP", quality=85), small.size
-
-    @property
-    def _reduced(self) -> str:
-        if self.size is None or max(self.size) < MOST_SIDE:
-            return ""
-        with Image.open(self.path) as image:
-            width, height = image.size
-        whole = (width, height) == self.size
-        return "" if whole else f"(Shown smaller than its {width} × {height} pixels.)"
+        remark = f"(Shown smaller than its {whole[0]} × {whole[1]} pixels.)"
+        return "image/webp", encoded(small, "WEBP", quality=85), small.size, remark
 
     def _content(self) -> bytes:
         if self.path.suffix.lower() not in _MEDIA_TYPES:

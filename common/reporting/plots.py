@@ -18,6 +18,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from common.reporting import canvas
 from common.reporting.tables import Spread
 
+_MOST = 1e100  # beyond it an axis has no ticks
+
 
 def plot_curves(
     path: Path,
@@ -34,7 +36,7 @@ def plot_curves(
 
     Args:
         path: PNG file to write.
-        runs: label -> (x values, y values) of equal length; a value that is not finite leaves a gap.
+        runs: label -> (x values, y values) of equal length; a value that is not finite, or near to it, leaves a gap.
         ylabel: what y is, with its unit.
         xlabel: what x is.
         title: heading; none where the page has one.
@@ -51,6 +53,7 @@ def plot_curves(
         figure, axes = canvas.new_figure(7.0, 4.0)
         for index, (label, (steps, values)) in enumerate(runs.items()):
             x, y = np.asarray(steps, float), np.asarray(values, float)
+            y = np.where(np.abs(y) < _MOST, y, np.nan)
             look = canvas.look(index)
             if smooth:
                 axes.plot(x, y, color=look["color"], linewidth=0.6, alpha=0.35)

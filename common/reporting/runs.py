@@ -18,7 +18,7 @@ from common.files import read_json_lines
 # Pictures that `write_diagnostics` puts into the `plots` of a run.
 SPECTRA_PLOT, MIXERS_PLOT, LOAD_PLOT = "singular_values.png", "mixers.png", "router_load_training.png"
 METRICS, ROUTER_LOAD, EVALUATED_LOAD = "metrics.jsonl", "router_load.jsonl", "router_load.json"
-_MOST = 1e300  # nothing that is counted or measured comes near
+_MOST = 1e18  # nothing that is counted or measured comes near; nor is it infinite or no number
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def read_results(path: Path) -> Run:
         if not isinstance(content.get(key), str | None):
             raise UserError(f"{results}: {key}={content[key]!r} must be a text; was the file changed?")
     for key, value in content["metrics"].items():
-        if isinstance(value, int) and abs(value) > _MOST:
-            raise UserError(f"{results}: {key} is no number that can be shown; was the file changed?")
+        if isinstance(value, int | float) and not abs(value) <= _MOST:
+            raise UserError(f"{results}: {key} is no number that a run measures; was the file changed?")
     return Run(path, config, content, ())
 
 

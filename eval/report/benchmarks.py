@@ -155,7 +155,7 @@ def base_of(line: Line) -> str:
     try:
         config = read_config(Path(str(run))).get("model") or {}
     except (UserError, OSError):
-        return f"unknown: its run {run} cannot be read any more"
+        return f"unknown: its run {run} is not there any more"
     keys = ("name", "language_model", "vision_tower", "quantization")
     parts = [config.get(key) for key in keys] if isinstance(config, dict) else []
     return " + ".join(str(part) for part in parts if part and part != "none") or "unknown"

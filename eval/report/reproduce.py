@@ -69,7 +69,7 @@ def told(each: Evaluation) -> list[str]:
     lines = [f"# {each.file}, {_commit(each.content)}"]
     run = each.content.get("run")
     if isinstance(run, str) and not os.path.isdir(run):
-        lines.append(f"# its run {run} cannot be found from here")
+        lines.append(f"# its run {run} is not there any more")
     if each.command:
         return [*lines, each.command]
     if each.kind == IMAGES:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cache import cache_root
-from common.commands import add_device_option, require_between
+from common.commands import add_device_option, require_between, require_one_process
 from common.devices import usable_device
 from common.errors import UserError
 from common.reporting.published import load_published
@@ -31,6 +31,7 @@ _DRAWN = f"{ENCODER}: for the demo's drawings; its figures are not comparable wi
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print; exit status 1 when some pictures were missing or unreadable."""
     options = _parser().parse_args(list(argv or []))
+    require_one_process(PROG, "give each of several commands some of the folders")
     require_between("--batch-size", options.batch_size)
     sets = read_sets(options.generated, options.references)
     missing = require_whole(sets, options.allow_incomplete)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.commands import say
+from common.commands import require_one_process, say
 from common.errors import UserError
 from common.files import absolute
 from common.reporting.runs import refuse_other_results
@@ -45,6 +45,7 @@ class Predictions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Score; exit status 1 when there is no score."""
     options = _parser().parse_args(list(argv or []))
+    require_one_process(PROG, "leave torchrun out: no model is run")
     benchmark = find_benchmark(options.benchmark)
     if options.output.exists() and not options.output.is_dir():
         raise UserError(f"--output={options.output} is a file; give the path of a folder")

@@ -233,6 +233,10 @@ def test_the_weights_are_kept_whatever_happens_to_the_samples(
 
     monkeypatch.setattr("llava.train.answered_questions", fail)
     with pytest.raises(RuntimeError, match="no memory for an answer"):
-        train(recipe(tiny_llava, drawn, tmp_path, train={"epochs": None, "max_steps": 1, "save_every": 0}))
+        train(
+            recipe(
+                tiny_llava, drawn, tmp_path, train={"epochs": None, "max_steps": 1, "warmup_steps": 0, "save_every": 0}
+            )
+        )
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "results.json").exists()

@@ -98,12 +98,13 @@ def test_a_file_holds_the_adapter_and_nothing_of_the_base(method: str, tmp_path:
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json", ".md"}
 
 
-def test_a_saved_configuration_without_its_weights_gives_nan_not_a_wrong_start(tmp_path: Path) -> None:
+def test_a_saved_configuration_without_its_weights_is_an_error_not_a_wrong_start(tmp_path: Path) -> None:
     adapt("mlp", "goat").save_pretrained(tmp_path)
     config = peft.PeftConfig.from_pretrained(tmp_path)
     assert isinstance(config, MosgoatConfig)
     x = MODELS["mlp"].batch()["x"]
-    assert peft.get_peft_model(Mlp(), config)(x).isnan().all()
+    with pytest.raises(UserError, match=r"layer fc1: adapter 'default' lacks the values of mosgoat_A"):
+        peft.get_peft_model(Mlp(), config)(x)
     config.weights_saved = False
     assert peft.get_peft_model(Mlp(), config)(x).isfinite().all()
 

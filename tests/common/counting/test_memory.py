@@ -194,6 +194,16 @@ def test_a_llava_counts_tower_projector_and_pictures(folders: dict[str, str]) ->
     assert half.logits < wider.logits
 
 
+def test_a_model_that_names_its_body_otherwise_is_counted(tmp_path: Path) -> None:
+    sizes = {key: LLAMA[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    told = {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "max_position_embeddings": 66}
+    folder = write_config(tmp_path, {**told, **sizes, "num_attention_heads": 4})
+    adapter = AdapterConfig(method="lora", r=2, target_modules=["query"])
+    found = memory(find_model(folder), adapter, Setting(tokens=32, supervised=8))
+    assert (found.tokens, found.supervised) == (32, 8)
+    assert 0 < found.logits < found.step
+
+
 @pytest.mark.slow
 def test_a_unet_and_a_tower_are_counted(folders: dict[str, str]) -> None:
     unet = memory(find_model(folders["unet"]), AdapterConfig(method="lora", r=4), Setting(batch_per_gpu=2))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dreambooth.generate
 from common.errors import UserError
 from dreambooth.config import PriorConfig, TrainConfig
 from dreambooth.data import class_pictures, open_data, prior
@@ -44,7 +43,7 @@ class Painter:
 @pytest.fixture
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     painter = Painter()
-    monkeypatch.setattr(dreambooth.generate, "generate", painter)
+    monkeypatch.setattr(prior, "generate", painter)
     return painter
 
 

@@ -107,7 +107,7 @@ def test_what_is_unfinished_or_damaged_in_a_folder_is_named_and_the_rest_is_show
     ):
         assert words in told
         assert words in page.text
-    assert "1 finished run." in page.text
+    assert "2 finished runs of 2 settings." in page.text, "the environment is no reason to hide a run"
     assert "7 things could not be shown: see Left out." in page.text
 
 
