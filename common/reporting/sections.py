@@ -36,8 +36,8 @@ _COST: dict[str, tuple[str, int, float, str]] = {
     "train_seconds": ("training", 1, 1, " s"),
     "samples_per_second": ("speed", 1, 1, " samples/s"),
     "tokens_per_second": ("tokens", 0, 1, " tokens/s"),
-    "padding_share": ("padding", 1, 0.01, " %"),
     "peak_memory_bytes": ("peak memory", 0, 2**20, " MiB"),
+    "padding_share": ("padding", 1, 0.01, " %"),
 }
 _SHARES = ("accuracy", "share", "exact")  # ends of the names of metrics in [0, 1], shown in percent
 _LOWER = ("loss", "perplexity", "seconds", "share")

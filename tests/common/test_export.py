@@ -197,7 +197,7 @@ def test_run_of_a_task_without_an_exporter_is_refused(
 ) -> None:
     monkeypatch.setitem(export.EXPORTERS, "gone", "a_pipeline_that_is_not_there.export")
     (run / "results.json").write_text(json.dumps({"task": task, "metrics": {}}))
-    with pytest.raises(UserError, match="cannot|must be a text"):
+    with pytest.raises(UserError, match=r"cannot|must be a text"):
         call(run, tmp_path / "out")
 
 
