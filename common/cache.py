@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
@@ -59,10 +59,27 @@ def locked(folder: Path, name: str, remedy: str = "set data.cache_dir to a folde
     """
     with open(folder / "lock", "w") as file:
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fcntl.flock(file, fcntl.LOCK_EX)  # another process is making it; its work is used
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits where another process is making it; its work is used
         except OSError as error:
             raise UserError(f"{folder} cannot be locked for {name}: {error.strerror}; {remedy}") from error
         yield
+
+
+def require_alone(file: IO[str] | int, busy: str) -> None:
+    """Hold an open file or folder for this process, at once or not at all.
+
+    The kernel drops the lock of a process that dies, so none goes stale. A file system without locks is passed over.
+
+    Args:
+        file: stays open as long as it is to be held.
+        busy: what to tell where another process holds it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(busy) from None
+    except OSError:
+        pass

@@ -7,7 +7,6 @@ finished is kept, so that the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import shlex
@@ -18,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
-from typing import IO, Literal
+from typing import Literal
 
+from common.cache import require_alone
 from common.children import Stopped, run_child
 from common.demo_stages import STAGES, Stage, Step
 from common.errors import UserError
@@ -120,22 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         demo.output.mkdir(parents=True, exist_ok=True)
         lock = (demo.output / LOCK).open("w")
     with lock:
-        _require_alone(lock, demo.output)
+        require_alone(
+            lock, f"another `{PROG}` is running in {demo.output}; wait until it has ended, or give another --output"
+        )
         with writing_is_explained(demo.output):
             write_json(demo.output / RECORD, {"finished": sorted(demo.finished())})  # that it can be written to, first
         return _run_all(demo)
-
-
-def _require_alone(lock: IO[str], output: Path) -> None:
-    """Hold the folder for this demo. The kernel drops the lock of a process that dies, so none goes stale."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another `{PROG}` is running in {output}; wait until it has ended, or give another --output"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
 
 
 def _run_all(demo: Demo) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +83,7 @@ def _draw(base: LlavaBase, conversations: Conversations, seed: int) -> list[_Ask
         try:
             image = None if picture is None else load_picture(str(conversations.root), picture)
         except DecodeError as error:  # it was there when the training began
-            print(f"not shown among the samples: {conversations.describe(int(index))}: {error}", file=sys.stderr)
+            processes.say(f"not shown among the samples: {conversations.describe(int(index))}: {error}")
             continue
         found.append(_Asked(turns[: last + 1], turns[last + 1].text, image))
     return found

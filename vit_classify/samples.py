@@ -48,7 +48,7 @@ def draw(predictions: Predictions, count: int, seed: int) -> list[int]:
     sure, wrong = np.flatnonzero(right), np.flatnonzero(~right)
     total = min(count, len(right))
     share = round(total * len(wrong) / max(1, len(right)))
-    of_wrong = min(len(wrong), max(share, min(1, len(wrong))))
+    of_wrong = min(len(wrong), max(share, 1))
     generator = np.random.default_rng(seed)
     picked = [
         *generator.permutation(wrong)[:of_wrong].tolist(),

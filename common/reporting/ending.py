@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -37,7 +37,7 @@ class Ending:
     label: str
     model: nn.Module
     results: dict[str, Any]
-    samples: Samples | None = field(default=None)
+    samples: Samples | None = None
 
 
 def end_run(run: RunDirectory, save: Callable[[], Ending]) -> dict[str, Any]:

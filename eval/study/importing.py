@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.cache import require_alone
 from common.cores import usable_cores
 from common.errors import UserError
 from common.files import fsync_path, fsync_tree
@@ -110,26 +110,15 @@ def import_study(
     path = path.absolute()
     temporary = path.with_name(f".{path.name}.importing")
     with writing_is_explained(path):
-        _make(path, temporary, read, real, report, title)
+        temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _alone_in(temporary, path):
+            _require_free(path)  # once more: another import may have ended meanwhile
+            for left in temporary.iterdir():  # by an import that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            (temporary / PICTURES).mkdir(mode=0o700)
+            temporary.chmod(0o700)
+            _write(path, temporary, read, real, report, title)
     return report
-
-
-def _make(
-    path: Path,
-    temporary: Path,
-    read: Sequence[PictureSet],
-    real: Mapping[str, list[Path]],
-    report: Report,
-    title: str,
-) -> None:
-    temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone_in(temporary, path):
-        _require_free(path)  # once more: another import may have ended meanwhile
-        for left in temporary.iterdir():  # by an import that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        (temporary / PICTURES).mkdir(mode=0o700)
-        temporary.chmod(0o700)
-        _write(path, temporary, read, real, report, title)
 
 
 @contextlib.contextmanager
@@ -145,13 +134,7 @@ def _alone_in(temporary: Path, path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(ended) from None
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another import is making --study {path}; wait for it to end, or choose another folder"
-                ) from None
+        require_alone(folder, f"another import is making --study {path}; wait for it to end, or choose another folder")
         if not temporary.exists() or not os.path.samestat(os.fstat(folder), temporary.stat()):
             raise UserError(ended)
         yield
