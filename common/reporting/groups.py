@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from common.config import Method
 from common.recipe_keys import flatten
@@ -17,6 +17,7 @@ from common.reporting.tables import Spread
 # Keys, by their last name, in which runs of one group may differ: they say where and when, not what.
 _BESIDE = frozenset({"seed", "output", "resume", "overwrite", "cache_dir", "num_workers", "trackers"})
 _MOST_KEYS, _MOST_LETTERS = 3, 32
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,12 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     Args:
         runs: at least one; the order of the groups is that of their first runs.
     """
-    by_recipe: dict[tuple[str, int], list[Run]] = {}
-    for run in runs:
-        recipe = json.dumps([run.results.get("task"), _decisive(run)], sort_keys=True, default=str)
-        times, seed = 0, run.results.get("seed")
-        # the same seed once more is no further draw of chance
-        while any(other.results.get("seed") == seed for other in by_recipe.get((recipe, times), [])):
-            times += 1
-        by_recipe.setdefault((recipe, times), []).append(run)
-    found = [sorted(members, key=lambda run: run.results.get("seed", 0)) for members in by_recipe.values()]
+    alike = _alike(
+        runs,
+        lambda run: [run.results.get("task"), _decisive(run)],
+        lambda run: run.results.get("seed"),  # the same seed once more is no further draw of chance
+    )
+    found = [sorted(members, key=lambda run: run.results.get("seed", 0)) for members in alike]
     labels = _labels([members[0] for members in found])
     return [RunGroup(label, tuple(members)) for label, members in zip(labels, found, strict=True)]
 
@@ -95,15 +93,24 @@ def by_setting(groups: Sequence[RunGroup]) -> dict[str, list[RunGroup]]:
     Returns:
         Name of the setting -> its groups, at most one for each data set.
     """
-    found: dict[tuple[str, int], list[RunGroup]] = {}
-    for group in groups:
-        recipe = json.dumps(_decisive(_without_data(group.first)), sort_keys=True, default=str)
-        times, dataset = 0, group.first.results.get("dataset")
-        while any(other.first.results.get("dataset") == dataset for other in found.get((recipe, times), [])):
+    found = _alike(
+        groups,
+        lambda group: _decisive(_without_data(group.first)),
+        lambda group: group.first.results.get("dataset"),
+    )
+    names = _labels([_without_data(members[0].first) for members in found])
+    return dict(zip(names, found, strict=True))
+
+
+def _alike(items: Sequence[T], what: Callable[[T], Any], differs: Callable[[T], Any]) -> list[list[T]]:
+    """Put items together that are the same `what`; of those that are the same in `differs` too, each has its own."""
+    found: dict[tuple[str, int], list[T]] = {}
+    for item in items:
+        key, times = json.dumps(what(item), sort_keys=True, default=str), 0
+        while any(differs(other) == differs(item) for other in found.get((key, times), [])):
             times += 1
-        found.setdefault((recipe, times), []).append(group)
-    names = _labels([_without_data(members[0].first) for members in found.values()])
-    return dict(zip(names, found.values(), strict=True))
+        found.setdefault((key, times), []).append(item)
+    return list(found.values())
 
 
 def _without_data(run: Run) -> Run:

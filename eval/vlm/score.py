@@ -47,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(list(argv or []))
     require_one_process(PROG, "leave torchrun out: no model is run")
     benchmark = find_benchmark(options.benchmark)
-    if options.output.exists() and not options.output.is_dir():
-        raise UserError(f"--output={options.output} is a file; give the path of a folder")
     refuse_other_results(options.output, TASK)
     require_judged(options, [benchmark])
     if not options.predictions.is_file():
